@@ -1,0 +1,2 @@
+//! The gateway: configuration, mission engine and journal, the services around them, and the
+//! command line that starts it all.

@@ -1,0 +1,21 @@
+//! What can fail in this crate.
+use thiserror::Error;
+
+/// What can fail in this crate.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// No SVID yet; the state says why.
+    #[error("no SVID to make a connection with: {0}")]
+    NotReady(crate::IdentityState),
+    /// The endpoint socket is no valid SPIFFE endpoint.
+    #[error("endpoint socket {socket:?}: {reason}")]
+    Endpoint {
+        /// As configured.
+        socket: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// rustls refused the material.
+    #[error("cannot build a TLS configuration: {0}")]
+    Tls(String),
+}

@@ -1,0 +1,1 @@
+//! MQTT 5: the control plane's own topics.
