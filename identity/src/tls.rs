@@ -3,7 +3,10 @@ use crate::{IdentityError, Peer};
 use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use thiserror::Error;
-use tokio::{io::{AsyncRead, AsyncWrite}, sync::watch};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 use tokio_rustls::{client, server};
 
 /// Why a handshake failed.
@@ -31,7 +34,9 @@ impl ClientTls {
     /// A configuration that presents the SVID current at each handshake. The receiver tells who
     /// was on the other end of the last handshake made with it: for libraries that hide the
     /// stream (one connection per configuration then).
-    pub fn config(&self) -> Result<(Arc<rustls::ClientConfig>, watch::Receiver<Option<Peer>>), IdentityError> {
+    pub fn config(
+        &self,
+    ) -> Result<(Arc<rustls::ClientConfig>, watch::Receiver<Option<Peer>>), IdentityError> {
         todo!()
     }
     /// Handshakes on a stream.
