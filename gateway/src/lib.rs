@@ -1,17 +1,6 @@
 //! The gateway: configuration, mission engine and journal, the services around them, and the
 //! command line that starts it all.
 
-pub mod engine;
-pub mod journal;
-
-/// An error and what is behind it, on one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
-}
+pub mod audit;
+pub mod config;
+pub mod policy;
