@@ -3,4 +3,19 @@
 
 pub mod audit;
 pub mod config;
+pub mod engine;
+pub mod journal;
+pub mod north;
 pub mod policy;
+
+/// An error and what is behind it, on one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}

@@ -25,6 +25,7 @@ pub use operator::OperatorError;
 pub use registry::{RegistryError, RobotSpec};
 pub use robot::Robot;
 pub use stop::Stopped;
+pub use transition::rfc3339;
 pub use view::{MissionView, RobotView};
 
 use crate::journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer};

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::SystemTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// RFC 3339, to the millisecond.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub fn rfc3339(time: SystemTime) -> String {
     let time = OffsetDateTime::from(time);
     let whole_millis = time.nanosecond() / 1_000_000 * 1_000_000;
     time.replace_nanosecond(whole_millis)
