@@ -72,8 +72,8 @@ impl Gate {
         request: &Request<T>,
         method: Method,
     ) -> Result<Principal, Status> {
-        let principal = match (request.extensions().get::<Arc<Peer>>(), self.development) {
-            (Some(peer), _) => Principal::from(&**peer),
+        let principal = match (request.extensions().get::<Peer>(), self.development) {
+            (Some(peer), _) => Principal::from(peer),
             (None, Some(proof)) => Principal::Development(proof),
             (None, None) => return Err(Status::unauthenticated("no client certificate")),
         };
