@@ -57,7 +57,9 @@ pub(crate) fn endpoint(configured: Option<&str>) -> Result<Endpoint, IdentityErr
 }
 
 fn is_plain(socket: &str, path: &Path) -> bool {
-    let written = socket.strip_prefix("unix://").filter(|rest| rest.starts_with('/'));
+    let written = socket
+        .strip_prefix("unix://")
+        .filter(|rest| rest.starts_with('/'));
     let written = written.or_else(|| socket.strip_prefix("unix:"));
     written.is_some_and(|written| Path::new(written).as_os_str() == path && !written.contains('%'))
 }
