@@ -1,6 +1,8 @@
 //! The gateway: configuration, mission engine and journal, the services around them, and the
 //! command line that starts it all.
 
+pub mod admin;
 pub mod audit;
 pub mod config;
+pub mod metrics;
 pub mod policy;
