@@ -1,10 +1,12 @@
 //! The gateway: configuration, mission engine and journal, the services around them, and the
 //! command line that starts it all.
 
+pub mod admin;
 pub mod audit;
 pub mod config;
 pub mod engine;
 pub mod journal;
+pub mod metrics;
 pub mod north;
 pub mod policy;
 

@@ -20,7 +20,10 @@ pub use types::{BrokerName, Development, HostPort};
 
 use crate::policy::Policy;
 use portarium_identity::{PeerPolicy, SvidConfig};
-use portarium_protocols::ids::{FleetId, RobotId, TenantId};
+use portarium_protocols::{
+    grpc::Target,
+    ids::{FleetId, RobotId, TenantId},
+};
 use source::Source;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -168,7 +171,7 @@ pub enum AdapterConfig {
     /// As a server of the contract.
     Grpc {
         /// `address`, HOST:PORT. The robot's certificate must carry that host name. Required.
-        address: HostPort,
+        address: Target,
         /// `peers`: who the robot may be. Required but in development, where nobody is asked.
         peers: PeerPolicy,
     },
