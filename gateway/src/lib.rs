@@ -1,2 +1,5 @@
-//! The gateway: configuration, mission engine and journal, the services around them, and the
+//! The gateway: configuration, mission engine and its journal, the services around them, and the
 //! command line that starts it all.
+
+#[cfg(feature = "dev")]
+pub mod dev;
