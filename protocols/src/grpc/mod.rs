@@ -4,6 +4,7 @@
 mod channel;
 mod connection;
 mod connections;
+pub mod convert;
 mod error;
 pub mod server;
 mod stream;
