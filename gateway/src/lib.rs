@@ -1,4 +1,4 @@
-//! The gateway: configuration, mission engine and journal, the services around them, and the
+//! The gateway: configuration, mission engine and its journal, the services around them, and the
 //! command line that starts it all.
 
 pub mod admin;
@@ -21,3 +21,5 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+#[cfg(feature = "dev")]
+pub mod dev;
