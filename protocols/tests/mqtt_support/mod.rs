@@ -155,11 +155,11 @@ impl Robot {
                             subscriber.try_subscribe(filter, QoS::AtLeastOnce).unwrap();
                         }
                     }
-                    Ok(Event::Incoming(Incoming::SubAck(_))) => ready.send(()).unwrap(),
+                    Ok(Event::Incoming(Incoming::SubAck(_))) => { let _ = ready.send(()); },
                     Ok(Event::Incoming(Incoming::Publish(publish))) => {
                         let message = serde_json::from_slice(&publish.payload).unwrap();
                         let to = if publish.topic.ends_with(b"/cancel") { &cancel } else { &command };
-                        to.send(message).unwrap();
+                        let _ = to.send(message);
                     }
                     Ok(_) => {}
                     Err(_) => sleep(Duration::from_millis(50)).await,
