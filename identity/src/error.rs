@@ -18,4 +18,7 @@ pub enum IdentityError {
     /// rustls refused the material.
     #[error("cannot build a TLS configuration: {0}")]
     Tls(String),
+    /// [`crate::SvidManager::start`] was called outside a tokio runtime.
+    #[error("the SVID manager must be started inside a tokio runtime")]
+    NoRuntime,
 }

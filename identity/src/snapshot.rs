@@ -1,9 +1,23 @@
 //! One coherent moment of the identity.
-use crate::SpiffeId;
-use std::time::SystemTime;
+use crate::{
+    PeerError, SpiffeId, TrustDomain,
+    chain::{self, Leaf},
+    config::{self, peer_error},
+};
+use base64ct::{Base64, Encoding as _};
+use rustls::{
+    RootCertStore,
+    client::verify_server_cert_signed_by_trust_anchor,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime},
+    server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::CertifiedKey,
+};
+use spiffe::{X509BundleSet, X509Svid};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 /// One coherent moment: key, chain and bundles of the same update.
-#[derive(Debug)]
 pub struct Snapshot {
     /// Grows with each update that changed anything; 1 is the first.
     pub generation: u64,
@@ -17,19 +31,233 @@ pub struct Snapshot {
     pub serial: String,
     /// The hint it came with.
     pub hint: Option<String>,
+    svid: Arc<X509Svid>,
+    bundles: Arc<X509BundleSet>,
+    /// NotAfter on the clock that is not stepped, as seen on arrival.
+    deadline: Instant,
+    certified_key: Arc<CertifiedKey>,
+    trust: BTreeMap<TrustDomain, Trust>,
+}
+
+/// The authorities of one trust domain.
+struct Trust {
+    roots: Arc<RootCertStore>,
+    clients: Arc<dyn ClientCertVerifier>,
 }
 
 impl Snapshot {
+    /// Makes a snapshot, or says why the material is unusable.
+    pub(crate) fn build(
+        generation: u64,
+        svid: Arc<X509Svid>,
+        bundles: Arc<X509BundleSet>,
+    ) -> Result<Self, String> {
+        let chain: Vec<CertificateDer<'static>> = svid
+            .cert_chain()
+            .iter()
+            .map(|c| CertificateDer::from(c.as_bytes().to_vec()))
+            .collect();
+        let (first, intermediates) = chain.split_first().ok_or("the SVID has no certificate")?;
+        let leaf = chain::inspect(first, intermediates).map_err(|e| e.to_string())?;
+        let trust = bundles
+            .iter()
+            .filter_map(|(domain, bundle)| {
+                let authorities = bundle.authorities().iter().map(|c| c.as_bytes());
+                Some((domain.clone(), Trust::build(authorities)?))
+            })
+            .collect::<BTreeMap<_, _>>();
+        if !trust.contains_key(leaf.spiffe_id.trust_domain()) {
+            return Err(
+                "the bundle of the SVID's own trust domain holds no usable authority".into(),
+            );
+        }
+        let left = leaf
+            .not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
+        Ok(Self {
+            generation,
+            spiffe_id: leaf.spiffe_id,
+            not_after: leaf.not_after,
+            not_before: leaf.not_before,
+            serial: leaf.serial,
+            hint: svid.hint().map(str::to_owned),
+            deadline: Instant::now() + left,
+            certified_key: certified_key(chain, svid.private_key().as_bytes())?,
+            trust,
+            svid,
+            bundles,
+        })
+    }
+
+    /// Whether this is the same material.
+    pub(crate) fn holds(&self, svid: &X509Svid, bundles: &X509BundleSet) -> bool {
+        self.svid.as_ref() == svid && self.bundles.as_ref() == bundles
+    }
+
+    /// Whether the SVID has ended, on either clock: stepping the wall clock back revives nothing,
+    /// and the other one stands still while a machine sleeps.
+    pub(crate) fn is_over(&self, wall: SystemTime, now: Instant) -> bool {
+        self.not_after <= wall || self.deadline <= now
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified_key)
+    }
+
+    /// Verifies the certificate of a server that we connect to. Its name is not looked at: who it
+    /// is, is its SPIFFE ID.
+    pub(crate) fn verify_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Leaf, rustls::Error> {
+        let facts = chain::inspect(leaf, intermediates).map_err(peer_error)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.trust_of(&facts)?.roots,
+            intermediates,
+            now,
+            config::provider().signature_verification_algorithms.all,
+        )?;
+        Ok(facts)
+    }
+
+    /// Verifies the certificate of a client that connects to us.
+    pub(crate) fn verify_client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Leaf, rustls::Error> {
+        let facts = chain::inspect(leaf, intermediates).map_err(peer_error)?;
+        self.trust_of(&facts)?
+            .clients
+            .verify_client_cert(leaf, intermediates, now)?;
+        Ok(facts)
+    }
+
+    /// The authorities of the peer's own trust domain, and of no other.
+    fn trust_of(&self, peer: &Leaf) -> Result<&Trust, rustls::Error> {
+        let domain = peer.spiffe_id.trust_domain();
+        self.trust
+            .get(domain)
+            .ok_or_else(|| peer_error(PeerError::NoBundle(domain.clone())))
+    }
+
     /// The certificate chain, leaf first, PEM.
     pub fn chain_pem(&self) -> String {
-        todo!()
+        self.svid
+            .cert_chain()
+            .iter()
+            .map(|c| certificate_pem(c.as_bytes()))
+            .collect()
     }
+
     /// The private key, PKCS#8 PEM; zeroized on drop. Never log it.
-    pub fn key_pem(&self) -> zeroize::Zeroizing<String> {
-        todo!()
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        pem("PRIVATE KEY", self.svid.private_key().as_bytes())
     }
+
     /// The bundles of all trust domains delivered (own first), PEM.
     pub fn bundle_pem(&self) -> String {
-        todo!()
+        let own = self.spiffe_id.trust_domain();
+        let of_own = self.bundles.get_ref(own);
+        let others = self.bundles.iter().filter(|(domain, _)| *domain != own);
+        of_own
+            .into_iter()
+            .chain(others.map(|(_, bundle)| bundle))
+            .flat_map(|bundle| bundle.authorities())
+            .map(|c| certificate_pem(c.as_bytes()))
+            .collect()
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("generation", &self.generation)
+            .field("spiffe_id", &self.spiffe_id)
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after)
+            .field("hint", &self.hint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Trust {
+    /// `None` where the bundle has no usable authority: its domain's peers are refused then.
+    fn build<'a>(authorities: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(authorities.map(|der| CertificateDer::from(der.to_vec())));
+        let roots = Arc::new(roots);
+        let provider = Arc::clone(config::provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider)
+            .build()
+            .ok()?;
+        Some(Self { roots, clients })
+    }
+}
+
+fn certified_key(
+    chain: Vec<CertificateDer<'static>>,
+    pkcs8: &[u8],
+) -> Result<Arc<CertifiedKey>, String> {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.to_vec()));
+    // It also checks that the key belongs to the certificate.
+    CertifiedKey::from_der(chain, key, config::provider())
+        .map(Arc::new)
+        .map_err(|e| format!("the SVID's key is unusable: {e}"))
+}
+
+fn certificate_pem(der: &[u8]) -> String {
+    std::mem::take(&mut *pem("CERTIFICATE", der))
+}
+
+/// Made without growing the text, so that no copy of a key stays behind.
+fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
+    const LINE: usize = 64;
+    let base64 = Zeroizing::new(Base64::encode_string(der));
+    let frame = 2 * (label.len() + "-----BEGIN -----\n".len());
+    let mut text = Zeroizing::new(String::with_capacity(
+        frame + base64.len() + base64.len().div_ceil(LINE),
+    ));
+    for part in ["-----BEGIN ", label, "-----\n"] {
+        text.push_str(part);
+    }
+    let mut rest = base64.as_str();
+    while !rest.is_empty() {
+        let (line, next) = rest.split_at(rest.len().min(LINE));
+        text.push_str(line);
+        text.push('\n');
+        rest = next;
+    }
+    for part in ["-----END ", label, "-----\n"] {
+        text.push_str(part);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn pem_is_written_in_lines_of_64_without_growing() {
+        for length in [0, 1, 47, 48, 49, 96, 1_000] {
+            let text = pem("PRIVATE KEY", &vec![7; length]);
+            assert!(text.lines().all(|line| line.len() <= 64));
+            let (label, der) = x509_parser::pem::parse_x509_pem(text.as_bytes())
+                .map(|(_, pem)| (pem.label, pem.contents))
+                .unwrap();
+            assert_eq!((label.as_str(), der), ("PRIVATE KEY", vec![7; length]));
+            assert!(text.len() <= text.capacity());
+        }
     }
 }

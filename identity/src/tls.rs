@@ -1,10 +1,30 @@
 //! TLS 1.3 as a view of the current SVID.
-use crate::{IdentityError, Peer};
-use rustls::pki_types::ServerName;
-use std::sync::Arc;
+use crate::{
+    IdentityError, Peer, PeerPolicy, Snapshot, SvidManager, chain,
+    config::{self, ClientSide, Live, Material, Policy},
+    stats::{Handshakes, Outcome},
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::{
+    ClientConfig, CommonState, ServerConfig,
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use thiserror::Error;
-use tokio::{io::{AsyncRead, AsyncWrite}, sync::watch};
-use tokio_rustls::{client, server};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+/// How long a handshake may take, on either side.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a handshake failed.
 #[derive(Debug, Error)]
@@ -18,48 +38,218 @@ pub enum TlsError {
     /// The peer took too long.
     #[error("TLS handshake did not end within {0:?}")]
     Timeout(std::time::Duration),
-    /// What the peer showed is no X.509-SVID.
+    /// What the peer showed is no X.509-SVID, or (in a recheck) no longer one that we accept.
     #[error("peer certificate: {0}")]
     Peer(String),
 }
 
 /// The client's side. Cheap to clone.
 #[derive(Clone)]
-pub struct ClientTls {}
+pub struct ClientTls {
+    inner: Arc<Side<ClientConfig>>,
+}
 
 impl ClientTls {
+    pub(crate) fn new(manager: SvidManager, policy: PeerPolicy, alpn: &[&[u8]]) -> Self {
+        Self {
+            inner: Arc::new(Side::new(manager, policy, alpn)),
+        }
+    }
+
     /// A configuration that presents the SVID current at each handshake. The receiver tells who
     /// was on the other end of the last handshake made with it: for libraries that hide the
     /// stream (one connection per configuration then).
-    pub fn config(&self) -> Result<(Arc<rustls::ClientConfig>, watch::Receiver<Option<Peer>>), IdentityError> {
-        todo!()
+    pub fn config(
+        &self,
+    ) -> Result<(Arc<ClientConfig>, watch::Receiver<Option<Peer>>), IdentityError> {
+        self.inner.snapshot()?;
+        let (seen, receiver) = watch::channel(None);
+        let side = ClientSide {
+            material: Material::Live(Box::new(Live {
+                manager: self.inner.manager.clone(),
+                seen,
+                handshake: Mutex::default(),
+            })),
+            policy: Arc::clone(&self.inner.policy),
+        };
+        let config = config::client_config(side, &self.inner.alpn).map_err(refused)?;
+        Ok((Arc::new(config), receiver))
     }
-    /// Handshakes on a stream.
+
+    /// Handshakes on a stream, within 5 s. The name is sent (SNI) and not checked: who is on the
+    /// other end is its SPIFFE ID.
+    ///
+    /// As always with TLS 1.3 this ends before the server has looked at our certificate: a
+    /// refusal shows at the first read.
     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
         name: ServerName<'static>,
         stream: IO,
     ) -> Result<(client::TlsStream<IO>, Peer), TlsError> {
-        let _ = (name, stream);
-        todo!()
+        let counted = &self.inner.manager.counters().client;
+        let (own, config) = counting(counted, self.inner.config(build_client))?;
+        let connecting = TlsConnector::from(config).connect(name, stream);
+        let stream = bounded(counted, connecting).await?;
+        let peer = peer(stream.get_ref().1, &own)?;
+        Ok((stream, peer))
+    }
+
+    /// Whether the chain of a live connection's peer (leaf first) would be accepted now: its
+    /// authority may have left the bundle since the handshake.
+    pub fn recheck(&self, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+        self.inner.recheck(chain, Snapshot::verify_server)
     }
 }
 
 /// The server's side. Cheap to clone.
 #[derive(Clone)]
-pub struct ServerTls {}
+pub struct ServerTls {
+    inner: Arc<Side<ServerConfig>>,
+}
 
 impl ServerTls {
-    /// Handshakes on an accepted stream; bounded in time.
+    pub(crate) fn new(manager: SvidManager, policy: PeerPolicy, alpn: &[&[u8]]) -> Self {
+        Self {
+            inner: Arc::new(Side::new(manager, policy, alpn)),
+        }
+    }
+
+    /// Handshakes on an accepted stream, within 5 s.
     pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: IO,
     ) -> Result<(server::TlsStream<IO>, Peer), TlsError> {
-        let _ = stream;
-        todo!()
+        let counted = &self.inner.manager.counters().server;
+        let (own, config) = counting(counted, self.inner.config(build_server))?;
+        let accepting = TlsAcceptor::from(config).accept(stream);
+        let stream = bounded(counted, accepting).await?;
+        let peer = peer(stream.get_ref().1, &own)?;
+        Ok((stream, peer))
     }
+
     /// Replaces who is admitted, for handshakes from now on (configuration reload).
-    pub fn replace_policy(&self, policy: crate::PeerPolicy) {
-        todo!("{policy:?}")
+    pub fn replace_policy(&self, policy: PeerPolicy) {
+        self.inner.policy.store(Arc::new(policy));
     }
+
+    /// Whether the chain of a live connection's peer (leaf first) would be accepted now: its
+    /// authority may have left the bundle since the handshake, or the policy may have changed.
+    pub fn recheck(&self, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+        self.inner.recheck(chain, Snapshot::verify_client)
+    }
+}
+
+/// What both sides have: one configuration for each generation, made when it is first needed.
+struct Side<C> {
+    manager: SvidManager,
+    policy: Policy,
+    alpn: Vec<Vec<u8>>,
+    cached: ArcSwapOption<(u64, Arc<C>)>,
+}
+
+impl<C> Side<C> {
+    fn new(manager: SvidManager, policy: PeerPolicy, alpn: &[&[u8]]) -> Self {
+        Self {
+            manager,
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            alpn: alpn.iter().map(|protocol| protocol.to_vec()).collect(),
+            cached: ArcSwapOption::empty(),
+        }
+    }
+
+    fn snapshot(&self) -> Result<Arc<Snapshot>, IdentityError> {
+        let current = self.manager.current();
+        current.ok_or_else(|| IdentityError::NotReady(self.manager.state()))
+    }
+
+    /// The snapshot and the configuration that presents just that one.
+    fn config(
+        &self,
+        build: impl FnOnce(&Self, Arc<Snapshot>) -> Result<C, rustls::Error>,
+    ) -> Result<(Arc<Snapshot>, Arc<C>), IdentityError> {
+        let snapshot = self.snapshot()?;
+        if let Some((generation, config)) = self.cached.load().as_deref()
+            && *generation == snapshot.generation
+        {
+            return Ok((snapshot, Arc::clone(config)));
+        }
+        let config = Arc::new(build(self, Arc::clone(&snapshot)).map_err(refused)?);
+        let entry = (snapshot.generation, Arc::clone(&config));
+        self.cached.store(Some(Arc::new(entry)));
+        Ok((snapshot, config))
+    }
+
+    fn recheck(
+        &self,
+        chain: &[CertificateDer<'_>],
+        verify: impl FnOnce(
+            &Snapshot,
+            &CertificateDer<'_>,
+            &[CertificateDer<'_>],
+            UnixTime,
+        ) -> Result<chain::Leaf, rustls::Error>,
+    ) -> Result<(), TlsError> {
+        let snapshot = self.snapshot()?;
+        let (leaf, intermediates) = chain.split_first().ok_or_else(nothing_shown)?;
+        let peer = verify(&snapshot, leaf, intermediates, UnixTime::now())
+            .map_err(|e| TlsError::Peer(e.to_string()))?;
+        if self.policy.load().admits(&peer.spiffe_id) {
+            Ok(())
+        } else {
+            Err(TlsError::Peer(format!(
+                "the policy does not admit {}",
+                peer.spiffe_id
+            )))
+        }
+    }
+}
+
+fn build_client(
+    side: &Side<ClientConfig>,
+    snapshot: Arc<Snapshot>,
+) -> Result<ClientConfig, rustls::Error> {
+    let ours = ClientSide {
+        material: Material::Fixed(snapshot),
+        policy: Arc::clone(&side.policy),
+    };
+    config::client_config(ours, &side.alpn)
+}
+
+fn build_server(
+    side: &Side<ServerConfig>,
+    snapshot: Arc<Snapshot>,
+) -> Result<ServerConfig, rustls::Error> {
+    config::server_config(snapshot, Arc::clone(&side.policy), &side.alpn)
+}
+
+fn refused(error: rustls::Error) -> IdentityError {
+    IdentityError::Tls(error.to_string())
+}
+
+fn nothing_shown() -> TlsError {
+    TlsError::Peer("none was shown".into())
+}
+
+fn counting<T>(counted: &Handshakes, config: Result<T, IdentityError>) -> Result<T, IdentityError> {
+    config.inspect_err(|_| counted.count(Outcome::NoIdentity))
+}
+
+async fn bounded<S>(
+    counted: &Handshakes,
+    handshake: impl Future<Output = io::Result<S>>,
+) -> Result<S, TlsError> {
+    let (outcome, result) = match timeout(HANDSHAKE_LIMIT, handshake).await {
+        Ok(Ok(stream)) => (Outcome::Ok, Ok(stream)),
+        Ok(Err(e)) => (Outcome::of_io(&e), Err(TlsError::Handshake(e))),
+        Err(_) => (Outcome::Timeout, Err(TlsError::Timeout(HANDSHAKE_LIMIT))),
+    };
+    counted.count(outcome);
+    result
+}
+
+fn peer(connection: &CommonState, own: &Snapshot) -> Result<Peer, TlsError> {
+    let chain = connection.peer_certificates().unwrap_or_default();
+    let (leaf, intermediates) = chain.split_first().ok_or_else(nothing_shown)?;
+    let leaf = chain::inspect(leaf, intermediates).map_err(|e| TlsError::Peer(e.to_string()))?;
+    Ok(config::peer_of(leaf, own))
 }

@@ -1,4 +1,23 @@
-//! gRPC: the contract, and robots that serve it.
+//! gRPC: the contract, its listener and client connections over our own mutual TLS, and robots
+//! that serve it.
+
+mod channel;
+mod connection;
+mod connections;
+pub mod convert;
+mod error;
+pub mod server;
+mod stream;
+mod target;
+
+pub use channel::{Channel, ChannelError, connect};
+pub use connection::{Connection, Down};
+pub use connections::{Connections, ServerStats};
+pub use error::GrpcError;
+pub use target::Target;
+
+/// The application protocol that both sides' TLS has to name: HTTP/2.
+pub const ALPN: &[&[u8]] = &[b"h2"];
 
 /// Messages, client and server of `portarium.robotics.v1`, as generated.
 #[allow(missing_docs, unreachable_pub, clippy::all)] // generated code

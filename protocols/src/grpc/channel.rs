@@ -1,0 +1,246 @@
+//! One HTTP/2 connection as a tonic transport.
+//!
+//! Thinner than tonic's own channel (no worker task and queue between caller and connection), and
+//! it tells what tonic's does not: whether a failed call can have reached the other end.
+
+use super::{
+    error::GrpcError,
+    stream::{LeasedStream, OPENING, prepare_socket},
+    target::Target,
+};
+use futures::future::BoxFuture;
+use hyper::{
+    body::Incoming,
+    client::conn::http2,
+    http::{
+        Request, Response, Uri,
+        uri::{Authority, PathAndQuery, Scheme},
+    },
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use portarium_identity::{ClientTls, Lease, Peer};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use tonic::body::Body;
+
+/// TCP resends a lost SYN after 1, 3 and 7 s. Trying anew after two finds a peer that came back
+/// sooner than waiting for the third would.
+const TCP_CONNECT: Duration = Duration::from_secs(2);
+
+/// The length of connections without certificates (`development`).
+const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
+
+/// Makes one connection, for callers that live for a few calls. It ends with its certificates;
+/// what lives longer uses [`Connection`](super::Connection).
+pub async fn connect(target: &Target, tls: Option<&ClientTls>) -> Result<Channel, GrpcError> {
+    open(target, tls).await.map(|live| live.channel)
+}
+
+/// A connection as a transport for tonic's clients. Cheap to clone. Never connects again and
+/// never sends anything twice. A call is not bounded in time: its caller does that.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    sender: http2::SendRequest<Body>,
+    other_end: Arc<OtherEnd>,
+}
+
+#[derive(Debug)]
+struct OtherEnd {
+    scheme: Scheme,
+    authority: Authority,
+    peer: Option<Peer>,
+}
+
+impl Channel {
+    /// Who is on the other end; `None` without TLS.
+    pub fn peer(&self) -> Option<&Peer> {
+        self.other_end.peer.as_ref()
+    }
+
+    /// Whether further calls are in vain.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// Why a call got no answer. Found as the `source()` of the `tonic::Status`.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The other end has not processed it, for certain.
+    #[error("the call was not sent")]
+    NotSent(#[source] tonic::ConnectError),
+    /// It may have been processed.
+    #[error("the connection failed during the call")]
+    Broken(#[source] hyper::Error),
+}
+
+impl ChannelError {
+    /// Whether a failed call cannot have reached the other end.
+    pub fn was_not_sent(status: &tonic::Status) -> bool {
+        let source = std::error::Error::source(status).and_then(|e| e.downcast_ref::<Self>());
+        matches!(source, Some(Self::NotSent(_)))
+    }
+
+    fn of(error: hyper::Error, returned: bool) -> Self {
+        if returned || refused_unprocessed(&error) {
+            Self::NotSent(tonic::ConnectError(error.into()))
+        } else {
+            Self::Broken(error)
+        }
+    }
+}
+
+/// Streams above the last id of a GOAWAY, and those reset with REFUSED_STREAM, were not processed
+/// (RFC 9113, 6.8 and 8.7).
+fn refused_unprocessed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (refused || error.is_go_away())
+    })
+}
+
+impl tower::Service<Request<Body>> for Channel {
+    type Response = Response<Incoming>;
+    type Error = ChannelError;
+    type Future = BoxFuture<'static, Result<Response<Incoming>, ChannelError>>;
+
+    /// Always: a closed connection shows in the call, with its reason.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), ChannelError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let mut uri = hyper::http::uri::Parts::default();
+        uri.scheme = Some(self.other_end.scheme.clone());
+        uri.authority = Some(self.other_end.authority.clone());
+        let path = request.uri().path_and_query().cloned();
+        uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        if let Ok(uri) = Uri::from_parts(uri) {
+            *request.uri_mut() = uri;
+        }
+        let answer = self.sender.try_send_request(request);
+        Box::pin(async move {
+            answer.await.map_err(|mut error| {
+                // hyper hands back what it has not begun to write.
+                let returned = error.take_message().is_some();
+                ChannelError::of(error.into_error(), returned)
+            })
+        })
+    }
+}
+
+/// A connection that stands, and what its keeper has to know.
+pub(super) struct Live {
+    pub(super) channel: Channel,
+    pub(super) lease: Lease,
+    /// Ends with the connection; the reason, unless it was shut down in an orderly way.
+    pub(super) driver: JoinHandle<Result<(), hyper::Error>>,
+}
+
+/// Connects, and returns once the other end has spoken HTTP/2: only then it has accepted our
+/// certificate.
+pub(super) async fn open(target: &Target, tls: Option<&ClientTls>) -> Result<Live, GrpcError> {
+    let connecting = TcpStream::connect((target.host(), target.port()));
+    let tcp = timeout(TCP_CONNECT, connecting)
+        .await
+        .map_err(|_| GrpcError::ConnectTimeout(TCP_CONNECT))?
+        .map_err(GrpcError::Connect)?;
+    prepare_socket(&tcp).map_err(GrpcError::Connect)?;
+    let Some(tls) = tls else {
+        let lease = plaintext_lease(Instant::now());
+        return speak_http2(target, tcp, None, lease).await;
+    };
+    let (stream, peer) = timeout(OPENING, tls.connect(target.server_name().clone(), tcp))
+        .await
+        .map_err(|_| GrpcError::ConnectTimeout(OPENING))??;
+    let lease = peer.lease(SystemTime::now());
+    speak_http2(target, stream, Some(peer), lease).await
+}
+
+fn plaintext_lease(now: Instant) -> Lease {
+    Lease {
+        ends: now + PLAINTEXT_LEASE,
+        renew: now + PLAINTEXT_LEASE / 2,
+    }
+}
+
+async fn speak_http2<IO>(
+    target: &Target,
+    io: IO,
+    peer: Option<Peer>,
+    lease: Lease,
+) -> Result<Live, GrpcError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (heard, hears) = oneshot::channel();
+    let stream = TokioIo::new(LeasedStream::new(io, lease.ends, 1, Some(heard)));
+    let refused = |error: hyper::Error| GrpcError::Refused(chain(&error));
+    let (sender, connection) = http2_builder().handshake(stream).await.map_err(refused)?;
+    let mut driver = tokio::spawn(connection);
+    tokio::select! {
+        biased;
+        Ok(()) = hears => {}
+        ended = &mut driver => return Err(match ended {
+            Ok(Err(error)) => refused(error),
+            Ok(Ok(())) | Err(_) => GrpcError::Refused("it gave no reason".to_owned()),
+        }),
+    }
+    let scheme = if peer.is_some() {
+        Scheme::HTTPS
+    } else {
+        Scheme::HTTP
+    };
+    let authority = target.authority().clone();
+    let other_end = Arc::new(OtherEnd {
+        scheme,
+        authority,
+        peer,
+    });
+    Ok(Live {
+        channel: Channel { sender, other_end },
+        lease,
+        driver,
+    })
+}
+
+fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(3))
+        .keep_alive_while_idle(true)
+        .max_header_list_size(16 * 1024)
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .max_send_buf_size(256 * 1024);
+    builder
+}
+
+/// An error with its sources, for people: hyper's own text names only the layer.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,201 @@
+//! A client connection that is kept up.
+
+use super::{
+    channel::{Channel, Live, chain, open},
+    target::Target,
+};
+use portarium_identity::ClientTls;
+use std::{sync::Arc, time::Duration};
+use thiserror::Error;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The pause before the first new attempt.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// The longest pause between attempts: a peer that returned is served again within 2 s.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// The shortest time between two renewals: while the Workload API hands out nothing new, each
+/// would bring a lease shorter than the one before.
+const RENEW_MIN: Duration = Duration::from_secs(1);
+
+/// Keeps one HTTP/2 connection to one endpoint up: connects again when it ends, and makes the
+/// next one before its certificates' time is over; calls in flight finish on the old one, which
+/// ends with them or with its lease. Dropping it closes the connection once no [`Channel`] is
+/// left.
+#[derive(Debug)]
+pub struct Connection {
+    state: watch::Receiver<Result<Channel, Down>>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+/// Why there is no connection now.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason}")]
+pub struct Down {
+    /// For people.
+    pub reason: Arc<str>,
+}
+
+impl Down {
+    fn because(reason: impl Into<Arc<str>>) -> Self {
+        Self {
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Connection {
+    /// Begins to connect, on the current runtime, and never waits. `name` is for the log.
+    pub fn start(target: Target, tls: Option<ClientTls>, name: impl Into<String>) -> Self {
+        let (publish, state) = watch::channel(Err(Down::because("not connected yet")));
+        let keeper = Keeper {
+            target,
+            tls,
+            name: name.into(),
+            publish,
+            backoff: Backoff::new(),
+        };
+        Self {
+            state,
+            _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
+        }
+    }
+
+    /// The channel to use for the next call, or why there is none. Cheap: ask for each call, so
+    /// that calls move to the new connection on rotation.
+    pub fn channel(&self) -> Result<Channel, Down> {
+        self.state.borrow().clone()
+    }
+
+    /// Changes with every new connection and whenever there is none any longer.
+    pub fn state(&self) -> watch::Receiver<Result<Channel, Down>> {
+        self.state.clone()
+    }
+
+    /// Waits until there is a connection.
+    pub async fn ready(&self) -> Result<Channel, Down> {
+        let mut state = self.state.clone();
+        match state.wait_for(Result::is_ok).await {
+            Ok(up) => up.clone(),
+            Err(_) => Err(Down::because("shut down")),
+        }
+    }
+}
+
+struct Keeper {
+    target: Target,
+    tls: Option<ClientTls>,
+    name: String,
+    publish: watch::Sender<Result<Channel, Down>>,
+    backoff: Backoff,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut live: Option<(Live, Instant)> = None;
+        let mut due = Instant::now();
+        loop {
+            let attempt = async {
+                sleep_until(due).await;
+                open(&self.target, self.tls.as_ref()).await
+            };
+            tokio::select! {
+                opened = attempt => match opened {
+                    Ok(next) => {
+                        due = next.lease.renew.max(Instant::now() + RENEW_MIN);
+                        self.up(&next);
+                        live = Some((next, Instant::now()));
+                    }
+                    Err(error) => {
+                        due = self.backoff.next();
+                        self.failed(&chain(&error), live.is_some());
+                    }
+                },
+                reason = ended(live.as_mut()) => {
+                    if live.take().is_some_and(|(_, since)| since.elapsed() >= BACKOFF_MAX) {
+                        self.backoff = Backoff::new();
+                    }
+                    due = self.backoff.next();
+                    self.down(&reason);
+                }
+            }
+        }
+    }
+
+    fn up(&self, next: &Live) {
+        let peer = next.channel.peer().map(|peer| peer.spiffe_id.to_string());
+        let again = self.publish.borrow().is_ok();
+        tracing::info!(name = %self.name, target = %self.target, peer, again, "connected");
+        self.publish
+            .send_modify(|state| *state = Ok(next.channel.clone()));
+    }
+
+    fn failed(&self, reason: &str, still_up: bool) {
+        if still_up {
+            tracing::warn!(name = %self.name, target = %self.target, %reason, "cannot renew the connection yet");
+        } else {
+            self.down(reason);
+        }
+    }
+
+    /// Says it once for each reason, not once for each attempt.
+    fn down(&self, reason: &str) {
+        let down = Down::because(reason);
+        let news = self.publish.borrow().as_ref().err() != Some(&down);
+        if news {
+            tracing::warn!(name = %self.name, target = %self.target, %reason, "not connected");
+            self.publish.send_modify(|state| *state = Err(down));
+        }
+    }
+}
+
+/// Waits for the end of the connection, if there is one.
+async fn ended(live: Option<&mut (Live, Instant)>) -> String {
+    let Some((live, _)) = live else {
+        return std::future::pending().await;
+    };
+    match (&mut live.driver).await {
+        Ok(Ok(())) => "the peer closed the connection".to_owned(),
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "the connection's task ended".to_owned(),
+    }
+}
+
+struct Backoff {
+    pause: Duration,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { pause: BACKOFF_MIN }
+    }
+
+    /// When to try again: the pause doubles, and a half of it is jitter.
+    fn next(&mut self) -> Instant {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(BACKOFF_MAX);
+        Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_pause_grows_from_50_ms_to_a_second_and_not_beyond() {
+        let mut backoff = Backoff::new();
+        let first = backoff.next() - Instant::now();
+        assert!((20..=50).contains(&first.as_millis()), "{first:?}");
+        let later = (0..20).map(|_| backoff.next() - Instant::now()).max();
+        assert!(
+            later.is_some_and(|p| p <= BACKOFF_MAX && p > BACKOFF_MAX / 3),
+            "{later:?}"
+        );
+    }
+}

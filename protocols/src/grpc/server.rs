@@ -1,0 +1,296 @@
+//! The listener: our own accept loop and handshakes under any tonic service.
+//!
+//! tonic's own server sets neither TLS version, tickets, a handshake timeout nor a limit of
+//! pending handshakes, and gives no hold on a single connection, which must end with its
+//! certificates. So sockets, TLS and the life of each connection are ours; HTTP/2 is hyper's and
+//! everything above is tonic's.
+
+use super::{
+    connections::{Connections, Registered},
+    error::GrpcError,
+    stream::{LeasedStream, OPENING, prepare_socket},
+};
+use hyper::{body::Incoming, http::Request, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use portarium_identity::{Peer, ServerTls, TlsError};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tower::Service as _;
+
+/// The client's connection preface, which has to arrive within [`OPENING`].
+const PREFACE_BYTES: usize = 24;
+
+/// The length of connections without certificates (`development`).
+const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
+
+/// What one listener takes on.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// Connections at a time. One more is closed at once, so that its client learns it.
+    pub max_connections: usize,
+    /// Connections at a time that have not finished their handshake. While there are as many,
+    /// further ones wait in the kernel's queue: after a restart a whole fleet comes at once, and
+    /// whoever is turned away then comes again and makes it worse.
+    pub max_pending: usize,
+    /// Handshakes worked at at a time: their cryptography is what costs, and requests on
+    /// established connections shall not wait behind all of it. Connections that have not said a
+    /// word do not count here.
+    pub max_handshakes: usize,
+    /// Concurrent streams of one connection.
+    pub max_streams: u32,
+    /// A ping after so much silence.
+    pub keepalive_interval: Duration,
+    /// A connection whose ping is not answered in this time is closed.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            max_pending: 1024,
+            max_handshakes: 64,
+            max_streams: 1024,
+            keepalive_interval: Duration::from_secs(5),
+            keepalive_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until `shutdown`, then stops accepting, lets every connection finish what is on it and
+/// returns. The caller bounds that wait by dropping the future, which cuts what is left.
+///
+/// `tls` may be `None` in development only, and then only on a loopback address. Handlers find
+/// the authenticated caller by `request.extensions().get::<Peer>()`; without TLS there is none.
+///
+/// A connection is asked to finish (GOAWAY) shortly before min(own, peer) NotAfter, at a jittered
+/// time, and cut at it, whatever is on it.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    routes: Routes,
+    limits: ServerLimits,
+    connections: Arc<Connections>,
+    shutdown: CancellationToken,
+) -> Result<(), GrpcError> {
+    let address = listener.local_addr().map_err(GrpcError::Listener)?;
+    if tls.is_none() && !address.ip().is_loopback() {
+        return Err(GrpcError::PlaintextOffLoopback(address));
+    }
+    let pending = Arc::new(Semaphore::new(limits.max_pending));
+    let server = Arc::new(Server {
+        tls,
+        routes: routes.prepare(),
+        http2: http2_builder(&limits),
+        handshakes: Semaphore::new(limits.max_handshakes),
+        connections,
+        shutdown,
+    });
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = server.shutdown.cancelled() => break,
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            accepted = accept(&listener, &pending) => match accepted {
+                Ok((tcp, from, place)) => {
+                    server.connections.count_accepted();
+                    if tasks.len() >= limits.max_connections {
+                        server.connections.count_turned_away();
+                    } else {
+                        tasks.spawn(server.clone().connection(tcp, from, place));
+                    }
+                }
+                Err(error) => {
+                    // Out of file descriptors, or a client that gave up: neither ends the loop.
+                    tracing::warn!(%address, %error, "cannot accept a connection");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    server.connections.drain();
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn http2_builder(limits: &ServerLimits) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(16 * 1024)
+        // What a peer can make us buffer: requests are small.
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
+        .max_send_buf_size(64 * 1024)
+        // Rapid reset: streams that the peer resets before we took them up, and streams that we
+        // reset because of its errors. Beyond these it is disconnected.
+        .max_pending_accept_reset_streams(64)
+        .max_local_error_reset_streams(256);
+    builder
+}
+
+async fn accept(
+    listener: &TcpListener,
+    pending: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let place = pending
+        .clone()
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    let (tcp, from) = listener.accept().await?;
+    Ok((tcp, from, place))
+}
+
+struct Server {
+    tls: Option<ServerTls>,
+    routes: Routes,
+    http2: http2::Builder<TokioExecutor>,
+    handshakes: Semaphore,
+    connections: Arc<Connections>,
+    shutdown: CancellationToken,
+}
+
+impl Server {
+    async fn connection(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        from: SocketAddr,
+        place: OwnedSemaphorePermit,
+    ) {
+        if let Err(error) = prepare_socket(&tcp) {
+            tracing::debug!(%from, %error, "the connection was gone before it began");
+            return;
+        }
+        let Some(tls) = &self.tls else {
+            drop(place);
+            let ends = Instant::now() + PLAINTEXT_LEASE;
+            return self.established(tcp, None, ends).await;
+        };
+        match self.handshake(tls, tcp).await {
+            Ok((stream, peer)) => {
+                drop(place);
+                let ends = peer.lease(SystemTime::now()).ends;
+                self.established(stream, Some(Arc::new(peer)), ends).await;
+            }
+            Err(error) => {
+                self.connections.count_failure(&error);
+                tracing::debug!(%from, %error, "handshake failed");
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        tls: &ServerTls,
+        tcp: TcpStream,
+    ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), GrpcError> {
+        let turn = timeout(OPENING, async {
+            tcp.readable().await.map_err(TlsError::Handshake)?;
+            self.handshakes
+                .acquire()
+                .await
+                .map_err(|closed| TlsError::Handshake(io::Error::other(closed)))
+        })
+        .await
+        .map_err(|_| TlsError::Timeout(OPENING))??;
+        let accepted = tls.accept(tcp).await?;
+        drop(turn);
+        Ok(accepted)
+    }
+
+    async fn established<IO>(&self, io: IO, peer: Option<Arc<Peer>>, ends: Instant)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let registered = self.connections.register(peer.clone());
+        if self.shutdown.is_cancelled() {
+            return;
+        }
+        let stream = LeasedStream::new(io, ends, PREFACE_BYTES, None);
+        let service = service_fn(|mut request: Request<Incoming>| {
+            if let Some(peer) = &peer {
+                request.extensions_mut().insert(Peer::clone(peer));
+            }
+            self.routes.clone().call(request)
+        });
+        let connection = self.http2.serve_connection(TokioIo::new(stream), service);
+        let ended = run(connection, &registered, goaway_at(Instant::now(), ends)).await;
+        if let Err(error) = ended {
+            tracing::debug!(peer = peer.map(|p| p.spiffe_id.to_string()), %error, "connection ended");
+        }
+    }
+}
+
+/// Drives one connection to its end.
+async fn run<IO, S>(
+    connection: http2::Connection<IO, S, TokioExecutor>,
+    registered: &Registered,
+    goaway: Instant,
+) -> hyper::Result<()>
+where
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = tonic::body::Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, tonic::body::Body>,
+{
+    let mut connection = pin!(connection);
+    {
+        let mut goaway = pin!(sleep_until(goaway));
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = registered.drained() => {}
+            () = &mut goaway => {}
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        biased;
+        ended = connection => ended,
+        () = registered.cut() => Ok(()),
+    }
+}
+
+/// When to ask a connection to finish: in the last fifth of its lease, and at most a minute
+/// before the end; jittered, so that not all clients come at once.
+fn goaway_at(now: Instant, ends: Instant) -> Instant {
+    let margin = (ends.saturating_duration_since(now) / 5).min(Duration::from_secs(60));
+    ends - margin.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_asked_to_finish_in_the_last_tenth_to_fifth_of_their_lease() {
+        let now = Instant::now();
+        for (lease, latest, earliest) in [(10.0, 1.0, 2.0), (3600.0, 30.0, 60.0), (0.0, 0.0, 0.0)] {
+            let ends = now + Duration::from_secs_f64(lease);
+            for _ in 0..100 {
+                let left = (ends - goaway_at(now, ends)).as_secs_f64();
+                assert!((latest..=earliest).contains(&left), "{left} of {lease}");
+            }
+        }
+    }
+}

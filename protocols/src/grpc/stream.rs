@@ -1,0 +1,176 @@
+//! A byte stream with an end: no connection outlives its lease, whatever runs on it.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
+    time::{Duration, Instant, Sleep, sleep_until},
+};
+
+/// How long the other end may take until its first HTTP/2 bytes.
+pub(crate) const OPENING: Duration = Duration::from_secs(5);
+
+/// Fails every read and write from the end of the lease on, and before that if the other end
+/// does not begin to speak. The end stands here and not in the tasks above, because here nothing
+/// can forget it: HTTP/2 tears its connection and all streams down on the first error.
+pub(crate) struct LeasedStream<IO> {
+    io: IO,
+    end: Pin<Box<Sleep>>,
+    lease_ends: Instant,
+    opening: Option<Opening>,
+}
+
+struct Opening {
+    missing: usize,
+    heard: Option<oneshot::Sender<()>>,
+}
+
+impl<IO> LeasedStream<IO> {
+    /// `missing` bytes have to arrive within [`OPENING`]; `heard` is told once they have.
+    pub(crate) fn new(
+        io: IO,
+        lease_ends: Instant,
+        missing: usize,
+        heard: Option<oneshot::Sender<()>>,
+    ) -> Self {
+        let first_end = lease_ends.min(Instant::now() + OPENING);
+        Self {
+            io,
+            end: Box::pin(sleep_until(first_end)),
+            lease_ends,
+            opening: Some(Opening { missing, heard }),
+        }
+    }
+
+    fn check_end(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.end.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        let why = if self.opening.is_some() {
+            "the other end said nothing"
+        } else {
+            "the certificates' time is over"
+        };
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    }
+
+    fn has_read(&mut self, bytes: usize) {
+        let Some(opening) = &mut self.opening else {
+            return;
+        };
+        opening.missing = opening.missing.saturating_sub(bytes);
+        if opening.missing > 0 {
+            return;
+        }
+        if let Some(heard) = opening.heard.take() {
+            // Nobody waits any longer: then nobody needs to know.
+            let _ = heard.send(());
+        }
+        self.opening = None;
+        self.end.as_mut().reset(self.lease_ends);
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for LeasedStream<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.check_end(cx)?;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        this.has_read(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for LeasedStream<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check_end(cx)?;
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_end(cx)?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_end(cx)?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check_end(cx)?;
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Low delay, and an end to peers that vanished with data under way.
+pub(crate) fn prepare_socket(tcp: &tokio::net::TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(Duration::from_secs(15)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    const LEASE: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_stream_ends_with_its_lease_even_if_nothing_happens_on_it() {
+        let (ours, mut theirs) = duplex(64);
+        let began = Instant::now();
+        let mut stream = LeasedStream::new(ours, began + LEASE, 1, None);
+        theirs.write_all(b"x").await.unwrap();
+        stream.read_u8().await.unwrap();
+        let error = stream.read_u8().await.unwrap_err();
+        assert_eq!(error.to_string(), "the certificates' time is over");
+        assert!(began.elapsed() >= LEASE);
+        assert!(stream.write_all(b"x").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_stuck_ends_with_the_lease_too() {
+        let (ours, _theirs) = duplex(8);
+        let began = Instant::now();
+        let mut stream = LeasedStream::new(ours, began + LEASE, 1, None);
+        let error = stream.write_all(&[0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= LEASE);
+    }
+
+    #[tokio::test]
+    async fn the_first_word_is_told_to_whoever_waits_for_it() {
+        let (ours, mut theirs) = duplex(64);
+        let (heard, mut hears) = oneshot::channel();
+        let mut stream = LeasedStream::new(ours, Instant::now() + LEASE, 2, Some(heard));
+        theirs.write_all(b"a").await.unwrap();
+        stream.read_u8().await.unwrap();
+        assert!(hears.try_recv().is_err());
+        theirs.write_all(b"b").await.unwrap();
+        stream.read_u8().await.unwrap();
+        assert!(hears.try_recv().is_ok());
+    }
+}
