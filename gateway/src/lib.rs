@@ -4,6 +4,8 @@
 pub mod admin;
 pub mod audit;
 pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod engine;
 pub mod journal;
 pub mod metrics;
@@ -21,5 +23,3 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
-#[cfg(feature = "dev")]
-pub mod dev;

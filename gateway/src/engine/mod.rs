@@ -65,8 +65,13 @@ impl Clock for SystemClock {
 
 /// Hears of what the engine does, for metrics. Never waits.
 pub trait EngineObserver: Send + Sync {
-    /// A mission of this adapter came into this state (durable or about to be).
-    fn entered(&self, adapter: &str, status: MissionStatus);
+    /// A mission of this adapter came into a state (durable or about to be); `from` is `None`
+    /// for a new one.
+    fn entered(&self, adapter: &'static str, from: Option<MissionStatus>, to: MissionStatus);
+    /// An open mission was found in the journal.
+    fn recovered(&self, adapter: &'static str, status: MissionStatus);
+    /// A new mission could not be made durable and is gone.
+    fn forgotten(&self, adapter: &'static str, status: MissionStatus);
     /// A mission's outcome became unknown, or known again.
     fn outcome_unknown(&self, now_unknown: bool);
     /// From the call to the moment at which the stop was given to the adapter.
