@@ -11,6 +11,7 @@ pub mod journal;
 pub mod metrics;
 pub mod north;
 pub mod policy;
+pub mod supervisor;
 
 /// An error and what is behind it, on one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {

@@ -26,7 +26,7 @@ pub use registry::{RegistryError, RobotSpec};
 pub use robot::Robot;
 pub use stop::Stopped;
 pub use transition::rfc3339;
-pub use view::{MissionView, RobotView};
+pub use view::{Counts, MissionView, Probe, RobotView};
 
 use crate::journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer};
 use arc_swap::ArcSwap;
