@@ -3,6 +3,8 @@
 
 pub mod admin;
 pub mod audit;
+pub mod cli;
 pub mod config;
+pub mod logging;
 pub mod metrics;
 pub mod policy;
