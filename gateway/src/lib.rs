@@ -1,13 +1,15 @@
-//! The gateway: configuration, mission engine and its journal, the services around them, and the
+//! The gateway: configuration, mission engine and journal, the services around them, and the
 //! command line that starts it all.
 
 pub mod admin;
 pub mod audit;
+pub mod cli;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod engine;
 pub mod journal;
+pub mod logging;
 pub mod metrics;
 pub mod north;
 pub mod policy;
