@@ -28,7 +28,12 @@ use std::{
 use thiserror::Error;
 
 #[derive(Debug, Parser)]
-#[command(name = "portarium-gateway", version, about, arg_required_else_help = true)]
+#[command(
+    name = "portarium-gateway",
+    version,
+    about,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -79,9 +84,14 @@ struct Usage(String);
 /// The whole process: reads the arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
     panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let what = panic.payload_as_str().unwrap_or("no message");
-        complain(&format!("internal error at {place}: {what}; please report it"));
+        complain(&format!(
+            "internal error at {place}: {what}; please report it"
+        ));
     }));
     portarium_identity::install_crypto_provider();
     let cli = match Cli::try_parse() {
@@ -118,7 +128,10 @@ fn execute(command: Command) -> anyhow::Result<Done> {
 /// Clients do one thing at a time.
 fn client(work: impl Future<Output = anyhow::Result<Done>>) -> anyhow::Result<Done> {
     logging::init_client()?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

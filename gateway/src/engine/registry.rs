@@ -61,7 +61,9 @@ impl Engine {
     pub fn check_robots(&self, specs: &[RobotSpec]) -> Result<(), RegistryError> {
         let specs = by_id(specs.to_vec())?;
         for (id, robot) in self.inner.robots.load().iter() {
-            let stays = specs.get(id).is_some_and(|s| s.address == robot.spec().address);
+            let stays = specs
+                .get(id)
+                .is_some_and(|s| s.address == robot.spec().address);
             if !stays && let Some(mission) = robot.lock().open.keys().next() {
                 return Err(RegistryError::Busy {
                     robot: id.clone(),

@@ -78,7 +78,8 @@ impl RobotState {
             if step != &to {
                 passed.detail = open.state.detail.clone();
             }
-            self.observer.entered(self.adapter_name, Some(open.state.status), *step);
+            self.observer
+                .entered(self.adapter_name, Some(open.state.status), *step);
             open.state = passed.clone();
             records.push(Record::Changed(open.mission.clone(), passed));
         }

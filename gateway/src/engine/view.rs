@@ -149,13 +149,22 @@ pub struct Counts {
 impl Probe {
     /// All zero once the engine is gone.
     pub fn counts(&self) -> Counts {
-        let Some(inner) = self.0.upgrade() else { return Counts::default() };
-        let mut counts = Counts { journal_backlog: inner.journal.backlog(), ..Counts::default() };
+        let Some(inner) = self.0.upgrade() else {
+            return Counts::default();
+        };
+        let mut counts = Counts {
+            journal_backlog: inner.journal.backlog(),
+            ..Counts::default()
+        };
         for robot in inner.robots.load().values() {
             let state = robot.lock();
             counts.open += state.open.len();
             counts.queued += state.queue.len();
-            counts.unknown += state.open.values().filter(|o| o.state.outcome_unknown).count();
+            counts.unknown += state
+                .open
+                .values()
+                .filter(|o| o.state.outcome_unknown)
+                .count();
             match state.link {
                 Ok(()) => counts.reachable += 1,
                 Err(_) => counts.unreachable += 1,

@@ -62,7 +62,11 @@ impl Adapters {
         let manager = identity.map(|(manager, _)| manager.clone());
         let grpc = GrpcAdapter::start(grpc_robots(robots)?, manager, updates.clone())
             .context("gRPC robots cannot be set up")?;
-        Ok(Self { brokers, grpc: Arc::new(grpc), gateway_id })
+        Ok(Self {
+            brokers,
+            grpc: Arc::new(grpc),
+            gateway_id,
+        })
     }
 
     /// The engine's view of these robots.
@@ -76,9 +80,10 @@ impl Adapters {
                 format!("mqtt {broker} {tenant}"),
                 self.brokers.get(broker).map(|adapter| adapter.clone() as _),
             ),
-            AdapterConfig::Grpc { address, .. } => {
-                (format!("grpc {}:{}", address.host(), address.port()), Some(self.grpc.clone() as _))
-            }
+            AdapterConfig::Grpc { address, .. } => (
+                format!("grpc {}:{}", address.host(), address.port()),
+                Some(self.grpc.clone() as _),
+            ),
         };
         RobotSpec {
             id: robot.id.clone(),
@@ -144,7 +149,10 @@ impl Adapters {
     pub(super) async fn shutdown(&self) {
         self.grpc.shutdown();
         let leaving = self.brokers.values().map(|adapter| adapter.shutdown());
-        if timeout(LEAVE, futures::future::join_all(leaving)).await.is_err() {
+        if timeout(LEAVE, futures::future::join_all(leaving))
+            .await
+            .is_err()
+        {
             tracing::warn!("a broker took too long to let go; its connection is dropped");
         }
     }
@@ -181,5 +189,9 @@ fn grpc_robots(robots: &[RobotConfig]) -> anyhow::Result<Vec<GrpcRobot>> {
 }
 
 fn format_target(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }

@@ -42,11 +42,16 @@ pub struct Reload {
 /// A [`crate::config::ConfigError`] where the configuration is wrong; anything else where the
 /// gateway failed.
 pub fn run(file: PathBuf, config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async {
         let orders = Orders {
             stop: CancellationToken::new(),
-            reload: Some(Reload { file: file.clone(), wanted: std::sync::Arc::default() }),
+            reload: Some(Reload {
+                file: file.clone(),
+                wanted: std::sync::Arc::default(),
+            }),
         };
         let gateway = Gateway::prepare(&file, config)?;
         heed_signals(&orders)?;
@@ -59,7 +64,10 @@ pub fn run(file: PathBuf, config: Config) -> anyhow::Result<()> {
 
 /// Turns signals into orders. A second SIGTERM or SIGINT ends the process at once: the journal
 /// makes that safe too.
-fn heed_signals(orders: &Orders) -> anyhow::Result<()> {
+///
+/// # Errors
+/// Where the system does not let us listen.
+pub(crate) fn heed_signals(orders: &Orders) -> anyhow::Result<()> {
     let failed = "cannot listen for signals";
     let mut terminate = signal(SignalKind::terminate()).context(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).context(failed)?;

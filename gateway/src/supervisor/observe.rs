@@ -30,6 +30,8 @@ impl EngineObserver for ToMetrics {
         self.0.mission_forgotten(adapter, status);
     }
 
+    fn outcome_unknown(&self, _: bool) {}
+
     fn stop_sent(&self, after: Duration) {
         self.0.stop_sent(after);
     }
@@ -56,7 +58,9 @@ pub(super) fn sources(
     let identity = identity.cloned().map(|manager| {
         Box::new(move || IdentitySample {
             state: manager.state(),
-            svid: manager.current().map(|svid| (svid.generation, svid.not_after)),
+            svid: manager
+                .current()
+                .map(|svid| (svid.generation, svid.not_after)),
             stats: manager.stats(),
         }) as Box<dyn Fn() -> IdentitySample + Send + Sync>
     });

@@ -50,7 +50,13 @@ impl Gateway {
     /// [`ConfigError`] where the configuration names what cannot be had.
     pub fn prepare(file: &Path, config: Config) -> anyhow::Result<Self> {
         let bind = |key: &str, address: SocketAddr| {
-            bind(address).map_err(|error| key_error(file, key, &format!("{address}: {error}; choose another port or end what listens there")))
+            bind(address).map_err(|error| {
+                key_error(
+                    file,
+                    key,
+                    &format!("{address}: {error}; choose another port or end what listens there"),
+                )
+            })
         };
         let listeners = Listeners {
             grpc: bind("grpc.listen", config.grpc_listen)?,
@@ -59,7 +65,11 @@ impl Gateway {
         };
         let audit = Audit::open(&config.audit_path).map_err(|error| {
             let path = config.audit_path.display();
-            key_error(file, "audit.path", &format!("{path} cannot be opened for appending: {error}"))
+            key_error(
+                file,
+                "audit.path",
+                &format!("{path} cannot be opened for appending: {error}"),
+            )
         })?;
         let retention = Retention {
             keep_for: config.journal.keep_finished_for,
@@ -68,9 +78,11 @@ impl Gateway {
         let journal = Journal::open(&config.journal.path, retention)?;
         let identity = match config.development {
             Some(_) => None,
-            None => Some(SvidManager::start(config.identity.clone()).map_err(|error| {
-                key_error(file, "identity.endpoint_socket", &crate::chain(&error))
-            })?),
+            None => Some(
+                SvidManager::start(config.identity.clone()).map_err(|error| {
+                    key_error(file, "identity.endpoint_socket", &crate::chain(&error))
+                })?,
+            ),
         };
         Ok(Self {
             config,
@@ -104,7 +116,10 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 fn key_error(file: &Path, key: &str, problem: &str) -> ConfigError {
     ConfigError::Key {
-        place: Place::File { file: file.display().to_string(), key: key.to_owned() },
+        place: Place::File {
+            file: file.display().to_string(),
+            key: key.to_owned(),
+        },
         problem: problem.to_owned(),
     }
 }

@@ -26,11 +26,14 @@ pub(super) struct Reloader {
 impl Reloader {
     /// Reads the file again whenever that is wanted.
     pub(super) async fn run(mut self, reload: Option<Reload>) {
-        let Some(reload) = reload else { return std::future::pending().await };
+        let Some(reload) = reload else {
+            return std::future::pending().await;
+        };
         loop {
             reload.wanted.notified().await;
             let result = Config::reload_from(&reload.file, &self.config);
-            self.audit.reloaded(SystemTime::now(), result.as_ref().map(|_| ()));
+            self.audit
+                .reloaded(SystemTime::now(), result.as_ref().map(|_| ()));
             match result {
                 Err(error) => tracing::error!("{error}; the old robots and policy stay in force"),
                 Ok(next) => match self.take(next) {
@@ -51,9 +54,13 @@ impl Reloader {
     }
 
     fn take(&mut self, next: Reloadable) -> anyhow::Result<()> {
-        self.engine.check_robots(&self.adapters.specs(&next.robots))?;
+        self.engine
+            .check_robots(&self.adapters.specs(&next.robots))?;
         self.adapters.replace(&next.robots)?;
-        if let Err(error) = self.engine.replace_robots(self.adapters.specs(&next.robots)) {
+        if let Err(error) = self
+            .engine
+            .replace_robots(self.adapters.specs(&next.robots))
+        {
             // A mission came in between; what was before still fits.
             self.adapters.replace(&self.config.reloadable.robots)?;
             return Err(error.into());
@@ -61,9 +68,14 @@ impl Reloader {
         self.policy.store(Arc::new(next.policy.clone()));
         if let Some(tls) = &self.tls {
             tls.replace_policy(next.policy.peer_policy());
-            let cut = self.connections.close_where(|peer| !next.policy.admits(&peer.spiffe_id));
+            let cut = self
+                .connections
+                .close_where(|peer| !next.policy.admits(&peer.spiffe_id));
             if cut > 0 {
-                tracing::info!(cut, "connections of callers that the policy no longer admits");
+                tracing::info!(
+                    cut,
+                    "connections of callers that the policy no longer admits"
+                );
             }
         }
         self.config.reloadable = next;

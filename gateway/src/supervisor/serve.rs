@@ -15,7 +15,6 @@ use crate::{
 };
 use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
-use portarium_identity::{Snapshot, SvidManager};
 use portarium_protocols::grpc::{
     ALPN, Connections,
     server::{self, ServerLimits},
@@ -42,18 +41,34 @@ impl Gateway {
     /// # Errors
     /// Where something that has to run ended by itself.
     pub async fn serve(self, orders: Orders) -> anyhow::Result<()> {
-        let Self { config, listeners, journal, audit, identity, metrics, readiness } = self;
+        let Self {
+            config,
+            listeners,
+            journal,
+            audit,
+            identity,
+            metrics,
+            readiness,
+        } = self;
         let grace = config.engine.shutdown_grace;
         let quiet = CancellationToken::new();
         let mut tasks = Tasks::default();
         let health = TcpListener::from_std(listeners.health)?;
-        tasks.run("health", admin::serve_health(health, readiness.clone(), quiet.clone()));
+        tasks.run(
+            "health",
+            admin::serve_health(health, readiness.clone(), quiet.clone()),
+        );
         let admin = TcpListener::from_std(listeners.admin)?;
-        tasks.run("admin", admin::serve_admin(admin, metrics.clone(), quiet.clone()));
+        tasks.run(
+            "admin",
+            admin::serve_admin(admin, metrics.clone(), quiet.clone()),
+        );
         let service_ready = readiness.component("grpc");
         let snapshot = match &identity {
             None => {
-                tracing::warn!("development = true: plaintext, and whoever is on this machine may call; never for production");
+                tracing::warn!(
+                    "development = true: plaintext, and whoever is on this machine may call; never for production"
+                );
                 None
             }
             Some(manager) => {
@@ -67,26 +82,42 @@ impl Gateway {
             }
         };
         let with = identity.as_ref().zip(snapshot.as_deref());
-        let Opened { journal, mut writer, loaded } = journal;
+        let Opened {
+            journal,
+            mut writer,
+            loaded,
+        } = journal;
         let (updates, received) = mpsc::channel(UPDATES);
         let adapters = Arc::new(Adapters::start(&config, with, &updates)?);
         let observer = Arc::new(ToMetrics(metrics.clone()));
         let world = World {
             clock: Arc::new(SystemClock),
             observer: observer.clone(),
-            limits: Limits { open_missions: config.engine.open_missions_at_most },
+            limits: Limits {
+                open_missions: config.engine.open_missions_at_most,
+            },
         };
         let specs = adapters.specs(&config.reloadable.robots);
         let engine = Engine::start(world, journal, loaded, specs, received)?;
         writer.observe(engine.observer());
-        let writer = Ending::of(writer.spawn().context("cannot start the journal's thread")?);
+        let writer = Ending::of(
+            writer
+                .spawn()
+                .context("cannot start the journal's thread")?,
+        );
 
         let connections = Connections::new();
         let policy = Arc::new(ArcSwap::from_pointee(config.reloadable.policy.clone()));
-        let tls = identity.as_ref().map(|manager| {
-            manager.server_tls(config.reloadable.policy.peer_policy(), ALPN)
-        });
-        metrics.ask(observe::sources(identity.as_ref(), &connections, &adapters, &engine, &audit));
+        let tls = identity
+            .as_ref()
+            .map(|manager| manager.server_tls(config.reloadable.policy.peer_policy(), ALPN));
+        metrics.ask(observe::sources(
+            identity.as_ref(),
+            &connections,
+            &adapters,
+            &engine,
+            &audit,
+        ));
         let service = Service::new(
             engine.clone(),
             policy.clone(),
@@ -96,7 +127,9 @@ impl Gateway {
             orders.stop.clone(),
         );
         let (routes, health_reporter) = service.routes().context("reflection")?;
-        health_reporter.set_service_status(SERVICE, tonic_health::ServingStatus::Serving).await;
+        health_reporter
+            .set_service_status(SERVICE, tonic_health::ServingStatus::Serving)
+            .await;
         let listener = TcpListener::from_std(listeners.grpc)?;
         let address = listener.local_addr()?;
         let serving = tokio::spawn(server::serve(
@@ -137,7 +170,10 @@ impl Gateway {
             // In-flight calls end, and what is being handed over is handed over.
             let drained = async { tokio::join!(engine.drain(), async { serving.await }) };
             if timeout_at(deadline, drained).await.is_err() {
-                tracing::warn!(?grace, "not everything came to an end within engine.shutdown_grace; the journal has it");
+                tracing::warn!(
+                    ?grace,
+                    "not everything came to an end within engine.shutdown_grace; the journal has it"
+                );
             }
         }
         adapters.shutdown().await;
@@ -217,4 +253,3 @@ impl Ending {
         self.0.cancelled().await;
     }
 }
-

@@ -152,11 +152,18 @@ impl Connection {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        self.inflight.abandon(self.outgoing.written(), "the connection was renewed or shut down");
+        self.inflight.abandon(
+            self.outgoing.written(),
+            "the connection was renewed or shut down",
+        );
         let leave = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
         if self.outgoing.put(&Packet::Disconnect(leave)).is_ok() {
             // The broker may be gone already; then there is nobody to take leave of.
-            let _ = timeout(Duration::from_millis(200), self.outgoing.write_to(&mut self.writer)).await;
+            let _ = timeout(
+                Duration::from_millis(200),
+                self.outgoing.write_to(&mut self.writer),
+            )
+            .await;
         }
     }
 
@@ -206,7 +213,8 @@ impl Connection {
             _ = self.tick.tick() => self.check_time(may_read),
         };
         if let Err(error) = &done {
-            self.inflight.abandon(self.outgoing.written(), &error.to_string());
+            self.inflight
+                .abandon(self.outgoing.written(), &error.to_string());
         }
         done
     }
@@ -285,7 +293,9 @@ impl Connection {
         inbox: Option<&mut Inbox>,
     ) -> Result<(), LinkError> {
         if publish.qos == QoS::ExactlyOnce {
-            return Err(LinkError::Malformed("QoS 2, which was not subscribed to".to_owned()));
+            return Err(LinkError::Malformed(
+                "QoS 2, which was not subscribed to".to_owned(),
+            ));
         }
         if inbox.is_none_or(|inbox| inbox.accept(publish) == Acknowledge::Now) {
             self.acknowledge(publish.pkid);
@@ -309,7 +319,8 @@ impl Connection {
     /// Acknowledges a message; 0 is the id of those that need none.
     fn acknowledge(&mut self, id: u16) {
         if id != 0 {
-            self.outgoing.put_small(&Packet::PubAck(PubAck::new(id, None)));
+            self.outgoing
+                .put_small(&Packet::PubAck(PubAck::new(id, None)));
         }
     }
 
@@ -322,7 +333,11 @@ impl Connection {
         if now - self.heard >= SILENCE_LIMIT {
             return Err(LinkError::Silent(SILENCE_LIMIT));
         }
-        if self.inflight.oldest().is_some_and(|since| now - since >= ACKNOWLEDGE_LIMIT) {
+        if self
+            .inflight
+            .oldest()
+            .is_some_and(|since| now - since >= ACKNOWLEDGE_LIMIT)
+        {
             return Err(LinkError::Unacknowledged(ACKNOWLEDGE_LIMIT));
         }
         let quiet = now - self.heard >= self.ping_after;
@@ -336,7 +351,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.inflight.abandon(self.outgoing.written(), "the connection was given up");
+        self.inflight
+            .abandon(self.outgoing.written(), "the connection was given up");
     }
 }
 
@@ -354,7 +370,10 @@ impl Granted {
         if properties.and_then(|p| p.max_qos) == Some(0) {
             return Err(LinkError::NoQos1);
         }
-        let window = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX).clamp(1, WINDOW);
+        let window = properties
+            .and_then(|p| p.receive_max)
+            .unwrap_or(u16::MAX)
+            .clamp(1, WINDOW);
         let keep_alive = properties
             .and_then(|p| p.server_keep_alive)
             .filter(|seconds| *seconds > 0)
@@ -392,7 +411,9 @@ fn unexpected(packet: &Packet) -> LinkError {
 fn next_packet(incoming: &mut BytesMut) -> Result<Option<Packet>, LinkError> {
     let malformed = |e: mqttbytes::Error| LinkError::Malformed(e.to_string());
     match mqttbytes::v5::check(incoming.iter(), Some(MAX_PACKET_BYTES)) {
-        Ok(_) => Packet::read(incoming, Some(MAX_PACKET_BYTES)).map(Some).map_err(malformed),
+        Ok(_) => Packet::read(incoming, Some(MAX_PACKET_BYTES))
+            .map(Some)
+            .map_err(malformed),
         Err(mqttbytes::Error::InsufficientBytes(_)) => Ok(None),
         Err(error) => Err(malformed(error)),
     }

@@ -2,7 +2,7 @@
 
 use super::{
     connection::{Connection, Hello},
-    dial::{Dialled, Dialer, LinkError},
+    dial::{Dialer, Dialled, LinkError},
     inbox::Inbox,
     lane_state::LaneState,
     outage::Outage,
@@ -133,7 +133,10 @@ impl Lane {
 
     fn stop_hello(&self, alternate: bool) -> Hello {
         let which = if alternate { "b" } else { "a" };
-        Hello { client_id: format!("{}~stop-{which}", self.client_id_base), session: None }
+        Hello {
+            client_id: format!("{}~stop-{which}", self.client_id_base),
+            session: None,
+        }
     }
 
     fn prepare(&self) -> Next {
@@ -183,14 +186,22 @@ impl Lane {
         fleet_changed.mark_changed();
         loop {
             let event = next_event(&self.shutdown, connection.lease, &mut fleet_changed);
-            match connection.serve(Some(feed), self.role.inbox(), event).await? {
+            match connection
+                .serve(Some(feed), self.role.inbox(), event)
+                .await?
+            {
                 Event::Shutdown => {
                     connection.finish(self.role.inbox(), LINGER).await;
                     return Ok(());
                 }
                 Event::FleetChanged if matches!(self.role, Role::Commands(_)) => {
                     let wanted = self.router.fleet().tenants.clone();
-                    follow(&mut connection, &tenants, &wanted, self.router.shared_status_topic);
+                    follow(
+                        &mut connection,
+                        &tenants,
+                        &wanted,
+                        self.router.shared_status_topic,
+                    );
                     tenants = wanted;
                 }
                 Event::FleetChanged => {}
@@ -217,11 +228,16 @@ impl Lane {
         let deadline = lease.ends - LAST_CALL;
         let turn = Arc::clone(&self.turn);
         let prepared = prepare_until(&self.dialer, next, turn, deadline, &self.shutdown);
-        let Some((prepared, turn)) =
-            connection.serve(Some(feed), self.role.inbox(), prepared).await?
+        let Some((prepared, turn)) = connection
+            .serve(Some(feed), self.role.inbox(), prepared)
+            .await?
         else {
             connection.finish(self.role.inbox(), LINGER).await;
-            return if self.shutdown.is_cancelled() { Ok(None) } else { Err(LinkError::LeaseOver) };
+            return if self.shutdown.is_cancelled() {
+                Ok(None)
+            } else {
+                Err(LinkError::LeaseOver)
+            };
         };
         let renewed = match prepared {
             Prepared::Dialled(dialled) => {
@@ -297,9 +313,9 @@ async fn prepare(dialer: &Dialer, next: &Next) -> Result<Prepared, LinkError> {
     let dialled = dialer.dial().await?;
     match next {
         Next::Dial => Ok(Prepared::Dialled(dialled)),
-        Next::Open(hello, state) => {
-            Connection::open(dialled, hello, Arc::clone(state)).await.map(Prepared::Opened)
-        }
+        Next::Open(hello, state) => Connection::open(dialled, hello, Arc::clone(state))
+            .await
+            .map(Prepared::Opened),
     }
 }
 
@@ -342,7 +358,10 @@ fn subscribe(
     tenants
         .chunks(TENANTS_AT_ONCE)
         .map(|some| {
-            let filters = some.iter().flat_map(|t| topic::filters(t, shared_status)).collect();
+            let filters = some
+                .iter()
+                .flat_map(|t| topic::filters(t, shared_status))
+                .collect();
             connection.subscribe(filters)
         })
         .collect()

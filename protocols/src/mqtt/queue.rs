@@ -90,8 +90,13 @@ impl Message {
 pub(crate) enum Item {
     Publish(Message),
     /// Answered when the broker acknowledged it; dropped unanswered where it could not be sent.
-    Subscribe { filters: Vec<String>, done: oneshot::Sender<()> },
-    Unsubscribe { filters: Vec<String> },
+    Subscribe {
+        filters: Vec<String>,
+        done: oneshot::Sender<()>,
+    },
+    Unsubscribe {
+        filters: Vec<String>,
+    },
 }
 
 impl Item {
@@ -119,7 +124,13 @@ pub(crate) struct Feed {
 pub(crate) fn queue() -> (Queue, Feed) {
     let (urgent, urgent_rx) = mpsc::channel(COMMANDS + SIGNALS);
     let (clearings, clearings_rx) = mpsc::channel(CLEARINGS);
-    (Queue { urgent, clearings }, Feed { urgent: urgent_rx, clearings: clearings_rx })
+    (
+        Queue { urgent, clearings },
+        Feed {
+            urgent: urgent_rx,
+            clearings: clearings_rx,
+        },
+    )
 }
 
 impl Queue {
@@ -136,7 +147,9 @@ impl Queue {
     pub(crate) fn put(&self, item: Item) {
         if let Err(e) = self.urgent.try_send(item) {
             match e {
-                mpsc::error::TrySendError::Full(item) => item.refuse("the queue to the broker is full"),
+                mpsc::error::TrySendError::Full(item) => {
+                    item.refuse("the queue to the broker is full")
+                }
                 mpsc::error::TrySendError::Closed(item) => item.refuse("the adapter has ended"),
             }
         }
@@ -202,7 +215,10 @@ mod tests {
         queue.put(Item::Publish(Message::new("stop".into(), Bytes::new()).0));
         let mut taken = Vec::new();
         feed.take(&mut taken, 10, true).await;
-        assert_eq!(taken.iter().map(topic).collect::<Vec<_>>(), [b"command".as_slice(), b"stop"]);
+        assert_eq!(
+            taken.iter().map(topic).collect::<Vec<_>>(),
+            [b"command".as_slice(), b"stop"]
+        );
         taken.clear();
         feed.take(&mut taken, 10, true).await;
         assert_eq!(topic(&taken[0]), b"clearing");
@@ -219,7 +235,10 @@ mod tests {
         assert!(matches!(answer.try_recv(), Ok(Outcome::NotSent(_))));
         let (stop, mut answer) = Message::for_tests();
         queue.put(Item::Publish(stop));
-        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        assert!(matches!(
+            answer.try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        ));
     }
 
     #[tokio::test]
