@@ -241,7 +241,7 @@ actions = ["*"]
 
 [[policy]]
 peers = ["{operator}"]
-methods = ["*"]
+methods = ["DispatchMission", "CancelMission", "GetMissionStatus", "WatchMissions", "ConfirmMission", "ResolveMission", "ListRobots", "GetRobot", "HoldRobot", "ReleaseRobot"]
 robots = ["*"]
 fleets = ["*"]
 actions = ["*"]

@@ -168,7 +168,7 @@ impl Gateway {
         let deadline = Instant::now() + grace;
         if failure.is_none() {
             // In-flight calls end, and what is being handed over is handed over.
-            let drained = async { tokio::join!(engine.drain(), async { serving.await }) };
+            let drained = async { tokio::join!(engine.drain(), serving) };
             if timeout_at(deadline, drained).await.is_err() {
                 tracing::warn!(
                     ?grace,
