@@ -16,7 +16,7 @@ use rumqttc::v5::mqttbytes::{
     self, QoS,
     v5::{
         ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode,
-        Packet, PubAck, Publish, SubAck,
+        Packet, PacketType, PubAck, Publish, SubAck,
     },
 };
 use std::{collections::HashMap, future::pending, io, sync::Arc, time::Duration};
@@ -176,7 +176,7 @@ impl Connection {
     /// are cancel safe, and what they yield is dealt with at once.
     async fn step(
         &mut self,
-        feed: Option<&mut Feed>,
+        mut feed: Option<&mut Feed>,
         mut inbox: Option<&mut Inbox>,
     ) -> Result<(), LinkError> {
         let may_read = inbox.as_deref().is_none_or(Inbox::has_room);
@@ -195,7 +195,7 @@ impl Connection {
                     Err(error) => Err(error),
                 }
             }
-            () = take(feed, &mut self.batch, room, leisure), if may_take => {
+            () = take(feed.as_deref_mut(), &mut self.batch, room, leisure), if may_take => {
                 self.send_batch();
                 Ok(())
             }
@@ -203,7 +203,12 @@ impl Connection {
                 self.acknowledge(id);
                 Ok(())
             }
-            _ = self.tick.tick() => self.check_time(may_read),
+            _ = self.tick.tick() => {
+                if let (Some(feed), false) = (feed, may_take) {
+                    feed.sweep(Instant::now());
+                }
+                self.check_time(may_read)
+            }
         };
         if let Err(error) = &done {
             self.inflight.abandon(self.outgoing.written(), &error.to_string());
@@ -391,11 +396,23 @@ fn unexpected(packet: &Packet) -> LinkError {
 
 fn next_packet(incoming: &mut BytesMut) -> Result<Option<Packet>, LinkError> {
     let malformed = |e: mqttbytes::Error| LinkError::Malformed(e.to_string());
-    match mqttbytes::v5::check(incoming.iter(), Some(MAX_PACKET_BYTES)) {
-        Ok(_) => Packet::read(incoming, Some(MAX_PACKET_BYTES)).map(Some).map_err(malformed),
-        Err(mqttbytes::Error::InsufficientBytes(_)) => Ok(None),
-        Err(error) => Err(malformed(error)),
+    let header = match mqttbytes::v5::check(incoming.iter(), Some(MAX_PACKET_BYTES)) {
+        Ok(header) => header,
+        Err(mqttbytes::Error::InsufficientBytes(_)) => return Ok(None),
+        Err(error) => return Err(malformed(error)),
+    };
+    if header.packet_type().map_err(malformed)? == PacketType::Disconnect {
+        let frame = incoming.split_to(header.frame_length());
+        return disconnect(&frame).map(|end| Some(Packet::Disconnect(end))).map_err(malformed);
     }
+    Packet::read(incoming, Some(MAX_PACKET_BYTES)).map(Some).map_err(malformed)
+}
+
+/// Reads a DISCONNECT. rumqttc reads none without properties, which is what mosquitto sends.
+fn disconnect(frame: &[u8]) -> Result<Disconnect, mqttbytes::Error> {
+    let lengths_end = frame.iter().skip(1).position(|byte| byte & 0x80 == 0).unwrap_or_default();
+    let code = frame.get(lengths_end + 2).copied().unwrap_or_default();
+    Ok(Disconnect::new(code.try_into()?))
 }
 
 async fn read_some(
@@ -425,3 +442,7 @@ async fn hand_over(inbox: Option<&mut Inbox>) -> u16 {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

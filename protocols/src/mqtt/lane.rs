@@ -29,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const LAST_CALL: Duration = Duration::from_secs(3);
 /// What taking leave may take at most.
 const LEAVE: Duration = Duration::from_millis(250);
-const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
+const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(5);
 /// Tenants in one SUBSCRIBE: three filters each, well below any broker's packet limit.
 const TENANTS_AT_ONCE: usize = 16;
 

@@ -1,6 +1,6 @@
 //! The bytes that wait for the socket, and the packets they are made of.
 
-use super::queue::Message;
+use super::queue::{Message, TOO_SLOW};
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     self, QoS,
@@ -116,7 +116,7 @@ impl Outgoing {
 /// The expiry interval that the broker is told, or why the message is not sent any more.
 pub(crate) fn expiry(message: &Message, now: Instant) -> Result<Option<u32>, String> {
     if now >= message.patience {
-        return Err("it waited too long for the broker to take what was before it".to_owned());
+        return Err(TOO_SLOW.to_owned());
     }
     let Some(expires) = message.expires else {
         return Ok(None);
