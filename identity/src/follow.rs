@@ -21,6 +21,8 @@ use tokio::time::{sleep, timeout};
 const PAUSE: Duration = Duration::from_millis(50);
 /// ... but stays so short that an agent that returns serves us again within two seconds.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// An agent that denies us answers: each question costs it an attestation.
+const MAX_PAUSE_DENIED: Duration = Duration::from_secs(1);
 /// The first limit for connecting and the first message; it doubles with each failure, since an
 /// agent may need seconds to attest a workload, ...
 const LIMIT: Duration = Duration::from_secs(1);
@@ -76,6 +78,10 @@ pub(crate) async fn follow(shared: Arc<Shared>, endpoint: Endpoint) -> Infallibl
         if session.delivered {
             failures = 0;
         }
+        let longest = match end {
+            End::Failed { withdraw: true, .. } => MAX_PAUSE_DENIED,
+            _ => MAX_PAUSE,
+        };
         match end {
             End::Overdue | End::Replaced => tracing::debug!(?end, "Workload API stream reopened"),
             End::Failed {
@@ -87,7 +93,7 @@ pub(crate) async fn follow(shared: Arc<Shared>, endpoint: Endpoint) -> Infallibl
                 withdraw: false,
             } => shared.renewal_fails(state),
         }
-        let pause = doubled(PAUSE, failures, MAX_PAUSE);
+        let pause = doubled(PAUSE, failures, longest);
         failures += 1;
         sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
