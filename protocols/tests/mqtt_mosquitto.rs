@@ -32,7 +32,10 @@ async fn a_mission_reaches_its_robot_and_its_statuses_come_back() {
     assert_eq!(first.robot.unwrap().as_str(), "r1");
     assert_eq!(first.status, MissionStatus::Executing);
     let second = gateway.next_report().await;
-    assert_eq!((second.robot, second.status), (None, MissionStatus::Succeeded));
+    assert_eq!(
+        (second.robot, second.status),
+        (None, MissionStatus::Succeeded)
+    );
     gateway.adapter.shutdown().await;
 }
 
@@ -42,12 +45,24 @@ async fn where_nobody_is_subscribed_nothing_was_sent() {
     let broker = Mosquitto::start();
     let gateway = Gateway::start(broker.port).await;
     let sent = gateway.adapter.dispatch(command("r1", "m1"), MINUTE).await;
-    assert!(matches!(sent, Err(DispatchError::Unreachable { .. })), "{sent:?}");
+    assert!(
+        matches!(sent, Err(DispatchError::Unreachable { .. })),
+        "{sent:?}"
+    );
     let stopped = gateway.adapter.stop(stop("r1", "s1")).await;
-    assert!(matches!(stopped, Err(SignalError::Unreachable { .. })), "{stopped:?}");
-    let cancel = Arc::new(Cancel { command: command("r1", "m1"), reason: "test".into() });
+    assert!(
+        matches!(stopped, Err(SignalError::Unreachable { .. })),
+        "{stopped:?}"
+    );
+    let cancel = Arc::new(Cancel {
+        command: command("r1", "m1"),
+        reason: "test".into(),
+    });
     let cancelled = gateway.adapter.cancel(cancel).await;
-    assert!(matches!(cancelled, Err(SignalError::Unreachable { .. })), "{cancelled:?}");
+    assert!(
+        matches!(cancelled, Err(SignalError::Unreachable { .. })),
+        "{cancelled:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,13 +75,24 @@ async fn a_stop_arrives_at_once_and_once_more_behind_the_command_before_it() {
     let dispatch = tokio::spawn(async move { adapter.dispatch(command("r1", "m1"), MINUTE).await });
     tokio::task::yield_now().await;
     assert_eq!(dispatch.await.unwrap(), Ok(Handover::Sent));
-    assert_eq!(gateway.adapter.stop(stop("r1", "s1")).await, Ok(StopAnswer::Requested));
+    assert_eq!(
+        gateway.adapter.stop(stop("r1", "s1")).await,
+        Ok(StopAnswer::Requested)
+    );
     let mut order = Vec::new();
     for _ in 0..3 {
-        order.push(robot.next_command().await["payload"]["missionId"].as_str().unwrap().to_owned());
+        order.push(
+            robot.next_command().await["payload"]["missionId"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+        );
     }
     assert_eq!(order, ["m1", "s1", "s1"]);
-    let cancel = Arc::new(Cancel { command: command("r1", "m1"), reason: "test".into() });
+    let cancel = Arc::new(Cancel {
+        command: command("r1", "m1"),
+        reason: "test".into(),
+    });
     assert_eq!(gateway.adapter.cancel(cancel).await, Ok(()));
     for _ in 0..2 {
         assert_eq!(robot.next_cancel().await["payload"]["reason"], "test");
@@ -83,7 +109,9 @@ async fn a_stop_overtakes_a_stuffed_command_connection() {
     for n in 0..3_000 {
         let adapter = Arc::clone(&gateway.adapter);
         let command = command("r1", &format!("m{n}"));
-        dispatches.push(tokio::spawn(async move { adapter.dispatch(command, MINUTE).await }));
+        dispatches.push(tokio::spawn(async move {
+            adapter.dispatch(command, MINUTE).await
+        }));
     }
     let answer = gateway.adapter.stop(stop("r1", "s1")).await;
     assert_eq!(answer, Ok(StopAnswer::Requested));
@@ -110,7 +138,9 @@ async fn a_killed_broker_costs_certainty_but_never_sends_twice_and_all_works_whe
     for n in 0..400 {
         let adapter = Arc::clone(&gateway.adapter);
         let command = command("r1", &format!("m{n}"));
-        dispatches.push(tokio::spawn(async move { adapter.dispatch(command, MINUTE).await }));
+        dispatches.push(tokio::spawn(async move {
+            adapter.dispatch(command, MINUTE).await
+        }));
     }
     robot.next_command().await;
     broker.kill();
@@ -125,12 +155,24 @@ async fn a_killed_broker_costs_certainty_but_never_sends_twice_and_all_works_whe
     }
     println!("sent {sent}, unknown {unknown}, unreachable {unreachable}");
     gateway.until_link(false).await;
-    let down = gateway.adapter.dispatch(command("r1", "down"), MINUTE).await;
-    assert!(matches!(down, Err(DispatchError::Unreachable { .. })), "{down:?}");
+    let down = gateway
+        .adapter
+        .dispatch(command("r1", "down"), MINUTE)
+        .await;
+    assert!(
+        matches!(down, Err(DispatchError::Unreachable { .. })),
+        "{down:?}"
+    );
     broker.restart();
     robot.reconnected().await;
     gateway.until_link(true).await;
-    assert_eq!(gateway.adapter.dispatch(command("r1", "again"), MINUTE).await, Ok(Handover::Sent));
+    assert_eq!(
+        gateway
+            .adapter
+            .dispatch(command("r1", "again"), MINUTE)
+            .await,
+        Ok(Handover::Sent)
+    );
     let heard = robot.commands_until("again").await;
     let mut unique = heard.clone();
     unique.sort();
@@ -152,7 +194,10 @@ async fn a_settled_missions_retained_status_is_cleared_and_an_open_ones_is_found
         gateway.next_report().await;
     }
     gateway.adapter.settle(&command("r1", "ended"));
-    until("the cleared status", async || broker.retained().await.len() == 1).await;
+    until("the cleared status", async || {
+        broker.retained().await.len() == 1
+    })
+    .await;
     assert!(broker.retained().await[0].contains("open"));
     match gateway.adapter.reconcile(command("r1", "open")).await {
         Ok(Reconciled::Known(report)) => assert_eq!(report.status, MissionStatus::Executing),
@@ -175,7 +220,10 @@ async fn a_robots_last_will_takes_its_link_down_and_its_word_brings_it_up() {
     robot.die();
     gateway.until_link(false).await;
     let sent = gateway.adapter.dispatch(command("r1", "m1"), MINUTE).await;
-    assert!(matches!(sent, Err(DispatchError::Unreachable { .. })), "{sent:?}");
+    assert!(
+        matches!(sent, Err(DispatchError::Unreachable { .. })),
+        "{sent:?}"
+    );
     let robot = Robot::start(broker.port, "r1").await;
     robot.online().await;
     gateway.until_link(true).await;
@@ -195,7 +243,10 @@ async fn a_slow_engine_makes_the_broker_wait_while_commands_are_still_acknowledg
     let sent = gateway.adapter.dispatch(command("r1", "m"), MINUTE).await;
     assert_eq!(sent, Ok(Handover::Sent));
     for n in 0..800 {
-        assert_eq!(gateway.next_report().await.mission.as_str(), format!("m{n}"));
+        assert_eq!(
+            gateway.next_report().await.mission.as_str(),
+            format!("m{n}")
+        );
     }
 }
 
@@ -204,14 +255,28 @@ async fn a_slow_engine_makes_the_broker_wait_while_commands_are_still_acknowledg
 async fn a_new_tenant_is_heard_after_a_reload_and_a_removed_robot_is_not_commanded() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port).await;
-    gateway.adapter.replace_robots(vec![robot("r2", "t2")]).unwrap();
+    gateway
+        .adapter
+        .replace_robots(vec![robot("r2", "t2")])
+        .unwrap();
     let r2 = Robot::start_in(broker.port, "t2", "r2").await;
-    assert_eq!(gateway.adapter.dispatch(command("r2", "m1"), MINUTE).await, Ok(Handover::Sent));
+    assert_eq!(
+        gateway.adapter.dispatch(command("r2", "m1"), MINUTE).await,
+        Ok(Handover::Sent)
+    );
     r2.report("m1", "executing").await;
     assert_eq!(gateway.next_report().await.mission.as_str(), "m1");
     let gone = gateway.adapter.dispatch(command("r1", "m2"), MINUTE).await;
-    assert!(matches!(gone, Err(DispatchError::Unreachable { .. })), "{gone:?}");
-    assert!(gateway.adapter.replace_robots(vec![robot("r", "t"), robot("r", "u")]).is_err());
+    assert!(
+        matches!(gone, Err(DispatchError::Unreachable { .. })),
+        "{gone:?}"
+    );
+    assert!(
+        gateway
+            .adapter
+            .replace_robots(vec![robot("r", "t"), robot("r", "u")])
+            .is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,11 +297,19 @@ async fn renewed_connections_lose_no_command_no_stop_and_no_status() {
         }
     });
     let mut missions = 0;
-    while gateway.adapter.stats().commands.renewals < 2 || gateway.adapter.stats().stops.renewals < 2 {
+    while gateway.adapter.stats().commands.renewals < 2
+        || gateway.adapter.stats().stops.renewals < 2
+    {
         let mission = format!("m{missions}");
-        let sent = gateway.adapter.dispatch(command("r1", &mission), MINUTE).await;
+        let sent = gateway
+            .adapter
+            .dispatch(command("r1", &mission), MINUTE)
+            .await;
         assert_eq!(sent, Ok(Handover::Sent));
-        let stopped = gateway.adapter.stop(stop("r1", &format!("s{missions}"))).await;
+        let stopped = gateway
+            .adapter
+            .stop(stop("r1", &format!("s{missions}")))
+            .await;
         assert_eq!(stopped, Ok(StopAnswer::Requested));
         for expected in [MissionStatus::Executing, MissionStatus::Succeeded] {
             loop {
@@ -266,12 +339,18 @@ async fn after_shutdown_the_broker_keeps_statuses_for_the_next_start() {
     let gateway = Gateway::start(broker.port).await;
     gateway.adapter.shutdown().await;
     let sent = gateway.adapter.dispatch(command("r1", "m"), MINUTE).await;
-    assert!(matches!(sent, Err(DispatchError::Unreachable { .. })), "{sent:?}");
+    assert!(
+        matches!(sent, Err(DispatchError::Unreachable { .. })),
+        "{sent:?}"
+    );
     // Both are sent while nobody listens; retained alone would bring the second only.
     robot.report("m1", "executing").await;
     robot.report("m1", "succeeded").await;
     let mut gateway = Gateway::start(broker.port).await;
     assert_eq!(gateway.next_report().await.status, MissionStatus::Executing);
     assert_eq!(gateway.next_report().await.status, MissionStatus::Succeeded);
-    assert!(matches!(gateway.updates.try_recv(), Err(_) | Ok(Update::Link { .. } | Update::Report(_))));
+    assert!(matches!(
+        gateway.updates.try_recv(),
+        Err(_) | Ok(Update::Link { .. } | Update::Report(_))
+    ));
 }

@@ -34,11 +34,17 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
             sleep(Duration::from_millis(10)).await;
         }
     });
-    waited.await.unwrap_or_else(|_| panic!("waited in vain for {what}"));
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain for {what}"));
 }
 
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A mosquitto of its own, ended with the value.
@@ -91,7 +97,10 @@ impl Mosquitto {
     pub async fn retained(&self) -> Vec<String> {
         let (client, mut events) =
             AsyncClient::new(MqttOptions::new("looks", "127.0.0.1", self.port), 10);
-        client.subscribe("portarium/#", QoS::AtMostOnce).await.unwrap();
+        client
+            .subscribe("portarium/#", QoS::AtMostOnce)
+            .await
+            .unwrap();
         let mut topics = Vec::new();
         while let Ok(event) = timeout(Duration::from_millis(200), events.poll()).await {
             if let Event::Incoming(Incoming::Publish(publish)) = event.unwrap() {
@@ -155,10 +164,16 @@ impl Robot {
                             subscriber.try_subscribe(filter, QoS::AtLeastOnce).unwrap();
                         }
                     }
-                    Ok(Event::Incoming(Incoming::SubAck(_))) => { let _ = ready.send(()); },
+                    Ok(Event::Incoming(Incoming::SubAck(_))) => {
+                        let _ = ready.send(());
+                    }
                     Ok(Event::Incoming(Incoming::Publish(publish))) => {
                         let message = serde_json::from_slice(&publish.payload).unwrap();
-                        let to = if publish.topic.ends_with(b"/cancel") { &cancel } else { &command };
+                        let to = if publish.topic.ends_with(b"/cancel") {
+                            &cancel
+                        } else {
+                            &command
+                        };
                         let _ = to.send(message);
                     }
                     Ok(_) => {}
@@ -167,7 +182,9 @@ impl Robot {
             }
         });
         for _ in 0..2 {
-            timeout(PATIENCE, subscribed.recv()).await.expect("the robot's subscriptions");
+            timeout(PATIENCE, subscribed.recv())
+                .await
+                .expect("the robot's subscriptions");
         }
         Self {
             tenant: tenant.to_owned(),
@@ -182,7 +199,9 @@ impl Robot {
 
     pub async fn reconnected(&mut self) {
         for _ in 0..2 {
-            timeout(PATIENCE, self.subscribed.recv()).await.expect("the robot's return");
+            timeout(PATIENCE, self.subscribed.recv())
+                .await
+                .expect("the robot's return");
         }
     }
 
@@ -207,25 +226,38 @@ impl Robot {
 
     pub async fn report(&self, mission: &str, status: &str) {
         let Self { tenant, id, .. } = self;
-        self.publish(format!("portarium/{tenant}/robots/{id}/missions/{mission}/status"), status)
-            .await;
+        self.publish(
+            format!("portarium/{tenant}/robots/{id}/missions/{mission}/status"),
+            status,
+        )
+        .await;
     }
 
     pub async fn report_shared(&self, mission: &str, status: &str) {
         let tenant = &self.tenant;
-        self.publish(format!("portarium/{tenant}/missions/{mission}/status"), status).await;
+        self.publish(
+            format!("portarium/{tenant}/missions/{mission}/status"),
+            status,
+        )
+        .await;
     }
 
     async fn publish(&self, topic: String, status: &str) {
         let message = json!({"schemaVersion": 1, "sentAt": "2026-01-01T00:00:00Z",
             "payload": {"status": status, "action_execution_id": "e", "observed_at": "now"}});
-        self.client.publish(topic, QoS::AtLeastOnce, true, message.to_string()).await.unwrap();
+        self.client
+            .publish(topic, QoS::AtLeastOnce, true, message.to_string())
+            .await
+            .unwrap();
     }
 
     pub async fn online(&self) {
         let Self { tenant, id, .. } = self;
         let topic = format!("portarium/{tenant}/robots/{id}/presence");
-        self.client.publish(topic, QoS::AtLeastOnce, true, presence("online")).await.unwrap();
+        self.client
+            .publish(topic, QoS::AtLeastOnce, true, presence("online"))
+            .await
+            .unwrap();
     }
 
     /// Ends the connection without taking leave, so that the last will speaks.
@@ -260,7 +292,10 @@ impl Gateway {
     pub async fn with(port: u16, updates: usize, plaintext_lease: Option<Duration>) -> Self {
         Self::from(
             MqttConfig {
-                broker: Broker { host: "127.0.0.1".into(), port },
+                broker: Broker {
+                    host: "127.0.0.1".into(),
+                    port,
+                },
                 tls: None,
                 plaintext_lease,
                 client_id_base: "portarium.robotics:gateway".into(),
@@ -280,11 +315,18 @@ impl Gateway {
             stats.commands.connected && stats.stops.connected
         })
         .await;
-        Self { adapter, updates, link_down: false }
+        Self {
+            adapter,
+            updates,
+            link_down: false,
+        }
     }
 
     async fn next_update(&mut self) -> Update {
-        timeout(PATIENCE, self.updates.recv()).await.expect("an update").unwrap()
+        timeout(PATIENCE, self.updates.recv())
+            .await
+            .expect("an update")
+            .unwrap()
     }
 
     pub async fn next_report(&mut self) -> Report {
