@@ -48,14 +48,20 @@ pub(crate) fn endpoint(configured: Option<&str>) -> Result<Endpoint, IdentityErr
     let endpoint = Endpoint::parse(&socket).map_err(|e| wrong(&socket, e.to_string()))?;
     match &endpoint {
         // A URL parser encodes and normalises, and would look for another file than the one named.
-        Endpoint::Unix(path)
-            if socket.contains('%') || !socket.ends_with(&*path.to_string_lossy()) =>
-        {
+        Endpoint::Unix(path) if !is_plain(&socket, path) => {
             let reason = "the path must be written plainly, without spaces, % escapes, . or ..";
             Err(wrong(&socket, reason.into()))
         }
         _ => Ok(endpoint),
     }
+}
+
+fn is_plain(socket: &str, path: &Path) -> bool {
+    let written = socket
+        .strip_prefix("unix://")
+        .filter(|rest| rest.starts_with('/'));
+    let written = written.or_else(|| socket.strip_prefix("unix:"));
+    written.is_some_and(|written| Path::new(written).as_os_str() == path && !written.contains('%'))
 }
 
 /// Follows the Workload API for ever.

@@ -20,7 +20,10 @@ pub use types::{BrokerName, Development, HostPort};
 
 use crate::policy::Policy;
 use portarium_identity::{PeerPolicy, SvidConfig};
-use portarium_protocols::ids::{FleetId, RobotId, TenantId};
+use portarium_protocols::{
+    grpc::Target,
+    ids::{FleetId, RobotId, TenantId},
+};
 use source::Source;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +41,8 @@ pub const SAMPLE: &str = include_str!("sample.toml");
 /// The whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file that it was read from, to be read again on a reload.
+    pub file: PathBuf,
     /// `development`: plaintext everywhere and a caller without identity. Only in the file, only
     /// outside Kubernetes, only with all listeners on loopback. Default: off.
     pub development: Option<Development>,
@@ -168,7 +173,7 @@ pub enum AdapterConfig {
     /// As a server of the contract.
     Grpc {
         /// `address`, HOST:PORT. The robot's certificate must carry that host name. Required.
-        address: HostPort,
+        address: Target,
         /// `peers`: who the robot may be. Required but in development, where nobody is asked.
         peers: PeerPolicy,
     },
@@ -206,7 +211,7 @@ impl Config {
         environment: &[(OsString, OsString)],
     ) -> Result<Self, ConfigError> {
         let (source, raw) = Source::read(file, text, environment)?;
-        parse::config(&source, raw, environment)
+        parse::config(file, &source, raw, environment)
     }
 
     /// Reads the file again for a running gateway. It is refused whole where it is wrong, and

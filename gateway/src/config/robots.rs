@@ -7,15 +7,13 @@ use super::{
     raw,
     source::Source,
 };
+use portarium_protocols::grpc::convert::MAX_NAME_BYTES;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     str::FromStr,
     time::Duration,
 };
-
-/// The longest name of an action, in bytes.
-const MAX_ACTION_BYTES: usize = 200;
 
 pub(super) fn brokers(
     source: &Source,
@@ -208,9 +206,9 @@ pub(super) fn action_name(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty; write the name of an action".to_owned());
     }
-    if text.len() > MAX_ACTION_BYTES {
+    if text.len() > MAX_NAME_BYTES {
         return Err(format!(
-            "is longer than {MAX_ACTION_BYTES} bytes; write a shorter name"
+            "is longer than {MAX_NAME_BYTES} bytes; write a shorter name"
         ));
     }
     if text.starts_with("robot:") || text == "*" {

@@ -290,7 +290,7 @@ fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
         ),
         (
             with("arm-1:50051", "arm-1"),
-            r#"robots[0].address: "arm-1" is no HOST:PORT; write it like "robot-7.lan:50051""#,
+            r#"robots[0].address: "arm-1" is no gRPC target: it has no port; write host:port, for example robot-7.local:50051 or [fd00::7]:50051"#,
         ),
         (
             with("address = \"arm-1:50051\"", ""),
@@ -315,6 +315,10 @@ fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
         (
             with(robot, "[mqtt.main]\n[[robots]]"),
             "mqtt.main.address: missing; add it",
+        ),
+        (
+            with(robot, "[mqtt.main]\naddress = \"m\"\n[[robots]]"),
+            r#"mqtt.main.address: "m" is no HOST:PORT; write it like "robot-7.lan:50051""#,
         ),
         (
             with(robot, "[mqtt.main]\naddress = \"m:1\"\n[[robots]]"),

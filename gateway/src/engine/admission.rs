@@ -150,7 +150,7 @@ impl Inner {
         let mut records = vec![Record::Accepted(mission.clone(), pending.clone())];
         state
             .observer
-            .entered(state.adapter_name, MissionStatus::Pending);
+            .entered(state.adapter_name, None, MissionStatus::Pending);
         state.insert(
             mission.clone(),
             pending,
@@ -191,7 +191,7 @@ impl Inner {
         let mut records = vec![Record::Accepted(mission.clone(), pending.clone())];
         state
             .observer
-            .entered(state.adapter_name, MissionStatus::Pending);
+            .entered(state.adapter_name, None, MissionStatus::Pending);
         state.insert(mission.clone(), pending, Instant::now());
         let at = stamp(now);
         let detail = format!("cancels mission {target}");

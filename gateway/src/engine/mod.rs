@@ -25,7 +25,8 @@ pub use operator::OperatorError;
 pub use registry::{RegistryError, RobotSpec};
 pub use robot::Robot;
 pub use stop::Stopped;
-pub use view::{MissionView, RobotView};
+pub use transition::rfc3339;
+pub use view::{Counts, MissionView, Probe, RobotView};
 
 use crate::journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer};
 use arc_swap::ArcSwap;
@@ -38,7 +39,7 @@ use portarium_protocols::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -64,8 +65,13 @@ impl Clock for SystemClock {
 
 /// Hears of what the engine does, for metrics. Never waits.
 pub trait EngineObserver: Send + Sync {
-    /// A mission of this adapter came into this state (durable or about to be).
-    fn entered(&self, adapter: &str, status: MissionStatus);
+    /// A mission of this adapter came into a state (durable or about to be); `from` is `None`
+    /// for a new one.
+    fn entered(&self, adapter: &'static str, from: Option<MissionStatus>, to: MissionStatus);
+    /// An open mission was found in the journal.
+    fn recovered(&self, adapter: &'static str, status: MissionStatus);
+    /// A new mission could not be made durable and is gone.
+    fn forgotten(&self, adapter: &'static str, status: MissionStatus);
     /// A mission's outcome became unknown, or known again.
     fn outcome_unknown(&self, now_unknown: bool);
     /// From the call to the moment at which the stop was given to the adapter.
@@ -141,7 +147,7 @@ impl Engine {
 
     /// Hears of what the journal's writer did; to be set before the writer runs.
     pub fn observer(&self) -> Arc<dyn Observer> {
-        self.inner.clone()
+        Arc::new(Hook(Arc::downgrade(&self.inner)))
     }
 
     /// No new missions from now on; what is being handed over is finished, what waits stays in
@@ -183,32 +189,40 @@ impl Inner {
     }
 }
 
-impl Observer for Inner {
+/// The writer's way to the engine. It keeps nothing alive: the journal ends when the engine lets
+/// go of it.
+struct Hook(Weak<Inner>);
+
+impl Observer for Hook {
     fn committed(&self, took: Duration, appends: usize) {
-        self.world.observer.committed(took, appends);
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.world.observer.committed(took, appends);
     }
 
     fn ended(&self, mission: &Arc<Mission>, position: u64) {
-        self.index().ended(mission, position);
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.index().ended(mission, position);
         if !mission.command.action_type.is_stop() {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+            inner.open.fetch_sub(1, Ordering::Relaxed);
         }
-        if let Some(adapter) = self.adapter(&mission.command.robot_id) {
+        if let Some(adapter) = inner.adapter(&mission.command.robot_id) {
             adapter.settle(&mission.command);
         }
     }
 
     fn refused(&self, mission: &Arc<Mission>) {
-        self.index().remove(mission);
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some(robot) = self.robot(&mission.command.robot_id) {
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.index().remove(mission);
+        inner.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(robot) = inner.robot(&mission.command.robot_id) {
             robot.lock().forget(&mission.command.mission_id);
             robot.wake.notify_one();
         }
     }
 
     fn forgotten(&self, missions: Vec<Forgotten>) {
-        let mut index = self.index();
+        let Some(inner) = self.0.upgrade() else { return };
+        let mut index = inner.index();
         for mission in &missions {
             index.forgotten(mission);
         }

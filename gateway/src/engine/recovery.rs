@@ -95,6 +95,7 @@ impl RobotState {
             return;
         };
         let id = mission.command.mission_id.clone();
+        self.observer.recovered(self.adapter_name, state.status);
         let ago = now.duration_since(mission.accepted_at).unwrap_or_default();
         if state.outcome_unknown {
             self.observer.outcome_unknown(true);

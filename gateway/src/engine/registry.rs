@@ -54,14 +54,13 @@ pub enum RegistryError {
 }
 
 impl Engine {
-    /// Takes over a changed registry, whole, or refuses it whole.
+    /// Whether a changed registry could be taken over now.
     ///
     /// # Errors
     /// Where a robot with open missions would go or move.
-    pub fn replace_robots(&self, specs: Vec<RobotSpec>) -> Result<(), RegistryError> {
-        let specs = by_id(specs)?;
-        let current = self.inner.robots.load_full();
-        for (id, robot) in current.iter() {
+    pub fn check_robots(&self, specs: &[RobotSpec]) -> Result<(), RegistryError> {
+        let specs = by_id(specs.to_vec())?;
+        for (id, robot) in self.inner.robots.load().iter() {
             let stays = specs
                 .get(id)
                 .is_some_and(|s| s.address == robot.spec().address);
@@ -72,6 +71,17 @@ impl Engine {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Takes over a changed registry, whole, or refuses it whole.
+    ///
+    /// # Errors
+    /// Where a robot with open missions would go or move.
+    pub fn replace_robots(&self, specs: Vec<RobotSpec>) -> Result<(), RegistryError> {
+        self.check_robots(&specs)?;
+        let specs = by_id(specs)?;
+        let current = self.inner.robots.load_full();
         let mut next = BTreeMap::new();
         for (id, spec) in specs {
             match current.get(&id) {

@@ -279,7 +279,10 @@ impl RobotState {
 
     /// A mission whose acceptance could not be committed.
     pub(super) fn forget(&mut self, id: &MissionId) {
-        self.open.remove(id);
+        if let Some(open) = self.open.remove(id) {
+            self.observer
+                .forgotten(self.adapter_name, open.state.status);
+        }
         self.queue.retain(|queued| queued != id);
         if self.active.as_ref().is_some_and(|a| &a.id == id) {
             self.active = None;

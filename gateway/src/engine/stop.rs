@@ -100,7 +100,7 @@ impl Inner {
                 records.push(Record::Accepted(mission.clone(), pending.clone()));
                 state
                     .observer
-                    .entered(state.adapter_name, MissionStatus::Pending);
+                    .entered(state.adapter_name, None, MissionStatus::Pending);
                 state.insert(mission.clone(), pending, Instant::now());
                 Some(mission)
             }

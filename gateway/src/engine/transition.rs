@@ -10,7 +10,7 @@ use std::{sync::Arc, time::SystemTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// RFC 3339, to the millisecond.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub fn rfc3339(time: SystemTime) -> String {
     let time = OffsetDateTime::from(time);
     let whole_millis = time.nanosecond() / 1_000_000 * 1_000_000;
     time.replace_nanosecond(whole_millis)
@@ -78,7 +78,8 @@ impl RobotState {
             if step != &to {
                 passed.detail = open.state.detail.clone();
             }
-            self.observer.entered(self.adapter_name, *step);
+            self.observer
+                .entered(self.adapter_name, Some(open.state.status), *step);
             open.state = passed.clone();
             records.push(Record::Changed(open.mission.clone(), passed));
         }

@@ -1,12 +1,12 @@
 //! What may be seen from outside: committed states only.
 
-use super::{Engine, Robot, RobotSpec, index::Found};
+use super::{Engine, Inner, Robot, RobotSpec, index::Found};
 use crate::journal::{Journal, JournalError, MissionState};
 use portarium_protocols::{
     ids::{MissionId, RobotId},
     mission::Command,
 };
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// A mission as committed.
 #[derive(Debug, Clone)]
@@ -107,6 +107,11 @@ impl Engine {
             .collect()
     }
 
+    /// For whoever counts: holds on to nothing.
+    pub fn probe(&self) -> Probe {
+        Probe(Arc::downgrade(&self.inner))
+    }
+
     /// Robots that are not reconciled although they can be reached.
     pub fn unreconciled(&self) -> usize {
         let robots = self.inner.robots.load();
@@ -117,6 +122,55 @@ impl Engine {
                 state.link.is_ok() && !state.reconciled
             })
             .count()
+    }
+}
+
+/// Counts what the engine has, without keeping it from ending.
+#[derive(Clone)]
+pub struct Probe(Weak<Inner>);
+
+/// What the engine has now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Missions that have not ended, stops included.
+    pub open: usize,
+    /// Missions that wait for their robot.
+    pub queued: usize,
+    /// Missions of unknown outcome.
+    pub unknown: usize,
+    /// Appends that wait for the journal.
+    pub journal_backlog: usize,
+    /// Robots that can be reached.
+    pub reachable: usize,
+    /// Robots that cannot.
+    pub unreachable: usize,
+}
+
+impl Probe {
+    /// All zero once the engine is gone.
+    pub fn counts(&self) -> Counts {
+        let Some(inner) = self.0.upgrade() else {
+            return Counts::default();
+        };
+        let mut counts = Counts {
+            journal_backlog: inner.journal.backlog(),
+            ..Counts::default()
+        };
+        for robot in inner.robots.load().values() {
+            let state = robot.lock();
+            counts.open += state.open.len();
+            counts.queued += state.queue.len();
+            counts.unknown += state
+                .open
+                .values()
+                .filter(|o| o.state.outcome_unknown)
+                .count();
+            match state.link {
+                Ok(()) => counts.reachable += 1,
+                Err(_) => counts.unreachable += 1,
+            }
+        }
+        counts
     }
 }
 

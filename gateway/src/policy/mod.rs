@@ -43,6 +43,11 @@ impl Policy {
         }
     }
 
+    /// The number of rules.
+    pub fn rules(&self) -> usize {
+        self.rules.len()
+    }
+
     /// Who may connect at all: everyone that some rule names.
     pub fn peer_policy(&self) -> PeerPolicy {
         PeerPolicy::new(
