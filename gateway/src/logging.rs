@@ -21,7 +21,11 @@ use tracing_subscriber::{
 const VARIABLE: &str = "RUST_LOG";
 
 /// Whose logs are ours.
-const OURS: [&str; 3] = ["portarium_gateway", "portarium_protocols", "portarium_identity"];
+const OURS: [&str; 3] = [
+    "portarium_gateway",
+    "portarium_protocols",
+    "portarium_identity",
+];
 
 /// Starts logging as configured. To be called once; later calls change nothing.
 pub fn init(config: &LogConfig) -> Result<(), ConfigError> {
@@ -59,7 +63,9 @@ where
         LogFormat::Text => layer.with_ansi(color).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    Registry::default().with(filter).with(layer.with_filter(filter_fn(without_payloads)))
+    Registry::default()
+        .with(filter)
+        .with(layer.with_filter(filter_fn(without_payloads)))
 }
 
 fn without_payloads(metadata: &Metadata<'_>) -> bool {
@@ -121,8 +127,14 @@ mod tests {
     #[test]
     fn a_level_is_for_our_crates_and_others_are_heard_from_warnings_on() {
         let text = logged(LogFormat::Text, "info");
-        assert!(text.contains("our info") && text.contains("their warning"), "{text}");
-        assert!(!text.contains("our debug") && !text.contains("their info"), "{text}");
+        assert!(
+            text.contains("our info") && text.contains("their warning"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("our debug") && !text.contains("their info"),
+            "{text}"
+        );
         assert!(logged(LogFormat::Text, "debug").contains("our debug"));
         let text = logged(LogFormat::Text, "error");
         assert!(text.is_empty(), "{text}");
@@ -131,15 +143,17 @@ mod tests {
     #[test]
     fn others_can_be_asked_for_but_never_for_what_shows_payloads() {
         let text = logged(LogFormat::Text, "rumqttc=trace,portarium_protocols=trace");
-        assert!(text.contains("their info") && text.contains("our debug"), "{text}");
+        assert!(
+            text.contains("their info") && text.contains("our debug"),
+            "{text}"
+        );
         assert!(!text.contains("their payload"), "{text}");
     }
 
     #[test]
     fn json_is_one_object_per_line_with_the_fields_at_its_top() {
         let text = logged(LogFormat::Json, "info");
-        let first: serde_json::Value =
-            serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(first["message"], "our info");
         assert_eq!(first["robot"], "amr-7");
         assert_eq!(first["level"], "INFO");

@@ -1,14 +1,16 @@
 //! What all clients of a gateway have in common.
 
 use super::{Usage, output};
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use portarium_identity::{ClientTls, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager};
+use portarium_identity::{
+    ClientTls, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
+};
 use portarium_protocols::grpc::{
     ALPN, Channel, ChannelError, Connection, Target, connect,
     pb::mission_service_client::MissionServiceClient,
 };
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{env, net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
@@ -35,7 +37,12 @@ pub(super) struct ClientArgs {
     #[command(flatten)]
     identity: IdentityArgs,
     /// The gateway.
-    #[arg(long, value_name = "HOST:PORT", env = "PORTARIUM_SERVER", default_value = "localhost:50051")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "PORTARIUM_SERVER",
+        default_value = "localhost:50051"
+    )]
     server: Target,
     /// Who the gateway must be: a SPIFFE ID, or a pattern with * for whole path segments.
     #[arg(
@@ -57,11 +64,20 @@ pub(super) type Missions = MissionServiceClient<Channel>;
 
 impl IdentityArgs {
     pub(super) fn manager(&self) -> anyhow::Result<SvidManager> {
-        let endpoint_socket = self.socket.as_ref().map(|socket| match socket.strip_prefix('/') {
-            Some(_) => format!("unix://{socket}"),
-            None => socket.clone(),
-        });
-        Ok(SvidManager::start(SvidConfig { endpoint_socket, hint: self.hint.clone() })?)
+        let endpoint_socket = self
+            .socket
+            .as_ref()
+            .map(|socket| match socket.strip_prefix('/') {
+                Some(_) => format!("unix://{socket}"),
+                None => socket.clone(),
+            });
+        if endpoint_socket.is_none() && env::var_os("SPIFFE_ENDPOINT_SOCKET").is_none() {
+            bail!("no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET");
+        }
+        Ok(SvidManager::start(SvidConfig {
+            endpoint_socket,
+            hint: self.hint.clone(),
+        })?)
     }
 }
 
@@ -69,7 +85,10 @@ impl IdentityArgs {
 pub(super) async fn svid(manager: &SvidManager) -> anyhow::Result<Arc<Snapshot>> {
     match timeout(SVID_LIMIT, manager.ready()).await {
         Ok(snapshot) => Ok(snapshot),
-        Err(_) => Err(anyhow!("no SVID within {SVID_LIMIT:?}: {}", manager.state())),
+        Err(_) => Err(anyhow!(
+            "no SVID within {SVID_LIMIT:?}: {}",
+            manager.state()
+        )),
     }
 }
 
@@ -89,7 +108,11 @@ impl ClientArgs {
         // trying does.
         let first = connect(&self.server, tls.as_ref().map(|(tls, _)| tls));
         first.await.with_context(|| self.failed(tls.as_ref()))?;
-        Ok(Connection::start(self.server.clone(), tls.map(|(tls, _)| tls), "gateway"))
+        Ok(Connection::start(
+            self.server.clone(),
+            tls.map(|(tls, _)| tls),
+            "gateway",
+        ))
     }
 
     async fn tls(&self) -> anyhow::Result<Option<(ClientTls, Arc<Snapshot>)>> {
@@ -98,7 +121,10 @@ impl ClientArgs {
         };
         let manager = self.identity.manager()?;
         let svid = svid(&manager).await?;
-        Ok(Some((manager.client_tls(PeerPolicy::new([server]), ALPN), svid)))
+        Ok(Some((
+            manager.client_tls(PeerPolicy::new([server]), ALPN),
+            svid,
+        )))
     }
 
     fn on_this_machine(&self) -> anyhow::Result<()> {

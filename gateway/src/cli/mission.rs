@@ -154,7 +154,11 @@ fn new_id() -> String {
 }
 
 async fn dispatch(args: DispatchArgs) -> anyhow::Result<Done> {
-    let mode = if args.manual { CompletionMode::ManualOnly } else { CompletionMode::Auto };
+    let mode = if args.manual {
+        CompletionMode::ManualOnly
+    } else {
+        CompletionMode::Auto
+    };
     let message = DispatchMissionRequest {
         mission_id: args.mission_id.unwrap_or_else(new_id),
         correlation_id: new_id(),
@@ -163,7 +167,9 @@ async fn dispatch(args: DispatchArgs) -> anyhow::Result<Done> {
         fleet_id: args.fleet.unwrap_or_default(),
         action_type: ActionType::ExecuteAction.as_str().to_owned(),
         action_name: args.action,
-        parameters: Some(ActionParameters { fields: args.parameters.into_iter().collect() }),
+        parameters: Some(ActionParameters {
+            fields: args.parameters.into_iter().collect(),
+        }),
         idempotency_key: args.key.unwrap_or_else(new_id),
         supports_preemption: true,
         bypass_tier_evaluation: false,
@@ -212,12 +218,17 @@ pub(super) fn dispatch_told(answer: &DispatchMissionResponse, robot: &str) -> St
         }
         DispatchStatus::PolicyBlocked => format!("mission {mission} is not allowed{why}"),
         DispatchStatus::Rejected => {
-            format!("mission {mission} is refused, {}{why}{retry}", clean(&answer.reject_reason))
+            format!(
+                "mission {mission} is refused, {}{why}{retry}",
+                clean(&answer.reject_reason)
+            )
         }
         DispatchStatus::GatewayUnreachable => {
             format!("mission {mission} is not taken now{why}{retry}")
         }
-        DispatchStatus::Unspecified => format!("mission {mission}: the gateway gave no status{why}"),
+        DispatchStatus::Unspecified => {
+            format!("mission {mission}: the gateway gave no status{why}")
+        }
     }
 }
 
@@ -285,7 +296,10 @@ pub(super) fn stop_told(answer: &DispatchMissionResponse, robot: &str) -> String
     } else {
         "what waited for it is cancelled, but not yet on disk: a crash now could bring it back"
     };
-    format!("robot {robot}: {state}\n{fence} (stop {})", clean(&answer.mission_id))
+    format!(
+        "robot {robot}: {state}\n{fence} (stop {})",
+        clean(&answer.mission_id)
+    )
 }
 
 async fn cancel(args: NotedArgs) -> anyhow::Result<Done> {
@@ -308,10 +322,16 @@ async fn cancel(args: NotedArgs) -> anyhow::Result<Done> {
 
 async fn confirm(args: NotedArgs) -> anyhow::Result<Done> {
     let mut client = args.client.connect().await?;
-    let message =
-        ConfirmMissionRequest { mission_id: args.mission.clone(), note: args.reason.clone() };
+    let message = ConfirmMissionRequest {
+        mission_id: args.mission.clone(),
+        note: args.reason.clone(),
+    };
     let answer = call(|| client.confirm_mission(request(message))).await?;
-    let told = if answer.accepted { "is confirmed" } else { "is not confirmed" };
+    let told = if answer.accepted {
+        "is confirmed"
+    } else {
+        "is not confirmed"
+    };
     args.tell(answer.accepted, told, &answer.message, json!({}))
 }
 
@@ -325,8 +345,11 @@ async fn resolve(args: ResolveArgs) -> anyhow::Result<Done> {
         note: noted.reason.clone(),
     };
     let answer = call(|| client.resolve_mission(request(message))).await?;
-    let told =
-        if answer.accepted { format!("is resolved as {status}") } else { "is not resolved".into() };
+    let told = if answer.accepted {
+        format!("is resolved as {status}")
+    } else {
+        "is not resolved".into()
+    };
     noted.tell(answer.accepted, &told, &answer.message, json!({}))
 }
 
@@ -344,7 +367,11 @@ impl NotedArgs {
             more["message"] = json!(message);
             line(more)?;
         } else {
-            let why = if message.is_empty() { String::new() } else { format!(": {}", clean(message)) };
+            let why = if message.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", clean(message))
+            };
             line(format_args!("mission {} {told}{why}", clean(&self.mission)))?;
         }
         Ok(if accepted { Done::Well } else { Done::Badly })
@@ -353,8 +380,10 @@ impl NotedArgs {
 
 async fn status(args: StatusArgs) -> anyhow::Result<Done> {
     let mut client = args.client.connect().await?;
-    let message =
-        GetMissionStatusRequest { mission_id: args.mission, correlation_id: new_id() };
+    let message = GetMissionStatusRequest {
+        mission_id: args.mission,
+        correlation_id: new_id(),
+    };
     let answer = call(|| client.get_mission_status(request(message))).await?;
     if args.client.json {
         line(json!({
@@ -380,7 +409,11 @@ async fn status(args: StatusArgs) -> anyhow::Result<Done> {
 }
 
 pub(super) fn status_told(answer: &GetMissionStatusResponse) -> String {
-    let mut told = format!("mission {}: {}", clean(&answer.mission_id), clean(&answer.status));
+    let mut told = format!(
+        "mission {}: {}",
+        clean(&answer.mission_id),
+        clean(&answer.status)
+    );
     for (is, words) in [
         (answer.outcome_unknown, "outcome unknown"),
         (answer.cancel_requested, "cancel requested"),

@@ -10,8 +10,6 @@ mod robot;
 mod serve;
 mod svid;
 mod svid_files;
-#[cfg(test)]
-mod tests;
 mod watch;
 
 use crate::{
@@ -28,7 +26,12 @@ use std::{
 use thiserror::Error;
 
 #[derive(Debug, Parser)]
-#[command(name = "portarium-gateway", version, about, arg_required_else_help = true)]
+#[command(
+    name = "portarium-gateway",
+    version,
+    about,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -79,9 +82,14 @@ struct Usage(String);
 /// The whole process: reads the arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
     panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let what = panic.payload_as_str().unwrap_or("no message");
-        complain(&format!("internal error at {place}: {what}; please report it"));
+        complain(&format!(
+            "internal error at {place}: {what}; please report it"
+        ));
     }));
     portarium_identity::install_crypto_provider();
     let cli = match Cli::try_parse() {
@@ -97,7 +105,7 @@ pub fn main() -> ExitCode {
         Ok(Done::Badly) => ExitCode::FAILURE,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&told(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -118,7 +126,10 @@ fn execute(command: Command) -> anyhow::Result<Done> {
 /// Clients do one thing at a time.
 fn client(work: impl Future<Output = anyhow::Result<Done>>) -> anyhow::Result<Done> {
     logging::init_client()?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -129,6 +140,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     } else {
         1
     }
+}
+
+/// The error and what is behind it. Many errors tell their source themselves; it is not told
+/// again then.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    for source in error.chain().skip(1).map(ToString::to_string) {
+        if !told.ends_with(&source) {
+            told = format!("{told}: {source}");
+        }
+    }
+    told
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

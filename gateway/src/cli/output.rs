@@ -25,30 +25,46 @@ pub(super) fn clean(text: &str) -> String {
         !c.is_control()
             && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    text.chars().map(|c| if harmless(c) { c } else { ' ' }).collect()
+    text.chars()
+        .map(|c| if harmless(c) { c } else { ' ' })
+        .collect()
 }
 
 /// Rows under a head, aligned; the last column is as long as it is.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+        cells
+            .chain([head[column].chars().count()])
+            .max()
+            .unwrap_or(0)
     };
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |cells: [&str; N]| {
-        let padded: Vec<String> =
-            cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         padded.join("  ").trim_end().to_owned()
     };
-    let rows = rows.iter().map(|row| line(row.each_ref().map(String::as_str)));
-    std::iter::once(line(head)).chain(rows).collect::<Vec<_>>().join("\n")
+    let rows = rows
+        .iter()
+        .map(|row| line(row.each_ref().map(String::as_str)));
+    std::iter::once(line(head))
+        .chain(rows)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// RFC 3339, UTC, to the second.
 pub(super) fn timestamp(at: SystemTime) -> String {
     let at = OffsetDateTime::from(at);
     // A year beyond 9999 is the only thing that cannot be written.
-    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
+    at.replace_nanosecond(0)
+        .unwrap_or(at)
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 /// The time left until then, in words.
@@ -56,7 +72,10 @@ pub(super) fn time_left(until: SystemTime, now: SystemTime) -> String {
     let seconds = |time: Duration| Duration::from_secs(time.as_secs());
     match until.duration_since(now) {
         Ok(left) => format!("{} left", humantime::format_duration(seconds(left))),
-        Err(over) => format!("over for {}", humantime::format_duration(seconds(over.duration()))),
+        Err(over) => format!(
+            "over for {}",
+            humantime::format_duration(seconds(over.duration()))
+        ),
     }
 }
 
@@ -67,7 +86,10 @@ mod tests {
     #[test]
     fn columns_are_aligned_and_lines_have_no_blanks_at_their_end() {
         let rows = [["amr-7".into(), "".into()], ["ö".into(), "held".into()]];
-        assert_eq!(table(["ROBOT", "STATE"], &rows), "ROBOT  STATE\namr-7\nö      held");
+        assert_eq!(
+            table(["ROBOT", "STATE"], &rows),
+            "ROBOT  STATE\namr-7\nö      held"
+        );
     }
 
     #[test]

@@ -53,17 +53,31 @@ impl Robot {
         match self {
             Self::List(args) => list(args).await,
             Self::Show(args) => {
-                let message = pb::GetRobotRequest { robot_id: args.robot.clone() };
+                let message = pb::GetRobotRequest {
+                    robot_id: args.robot.clone(),
+                };
                 let mut client = args.client.connect().await?;
                 args.tell(&call(|| client.get_robot(request(message))).await?)
             }
-            Self::Hold(ReasonArgs { robot: args, reason }) => {
-                let message = pb::HoldRobotRequest { robot_id: args.robot.clone(), reason };
+            Self::Hold(ReasonArgs {
+                robot: args,
+                reason,
+            }) => {
+                let message = pb::HoldRobotRequest {
+                    robot_id: args.robot.clone(),
+                    reason,
+                };
                 let mut client = args.client.connect().await?;
                 args.tell(&call(|| client.hold_robot(request(message))).await?)
             }
-            Self::Release(ReasonArgs { robot: args, reason }) => {
-                let message = pb::ReleaseRobotRequest { robot_id: args.robot.clone(), reason };
+            Self::Release(ReasonArgs {
+                robot: args,
+                reason,
+            }) => {
+                let message = pb::ReleaseRobotRequest {
+                    robot_id: args.robot.clone(),
+                    reason,
+                };
                 let mut client = args.client.connect().await?;
                 args.tell(&call(|| client.release_robot(request(message))).await?)
             }
@@ -73,14 +87,20 @@ impl Robot {
 
 impl ShowArgs {
     fn tell(&self, robot: &pb::Robot) -> anyhow::Result<Done> {
-        if self.client.json { line(robot_json(robot))? } else { line(robot_told(robot))? }
+        if self.client.json {
+            line(robot_json(robot))?
+        } else {
+            line(robot_told(robot))?
+        }
         Ok(Done::Well)
     }
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<Done> {
     let mut client = args.client.connect().await?;
-    let message = pb::ListRobotsRequest { fleet_id: args.fleet };
+    let message = pb::ListRobotsRequest {
+        fleet_id: args.fleet,
+    };
     let robots = call(|| client.list_robots(request(message))).await?.robots;
     if args.client.json {
         for robot in &robots {
@@ -106,7 +126,10 @@ pub(super) fn robots_told(robots: &[pb::Robot]) -> String {
         ]
     };
     let rows: Vec<_> = robots.iter().map(row).collect();
-    table(["ROBOT", "FLEET", "ADAPTER", "MISSION", "QUEUED", "STATE"], &rows)
+    table(
+        ["ROBOT", "FLEET", "ADAPTER", "MISSION", "QUEUED", "STATE"],
+        &rows,
+    )
 }
 
 /// What keeps missions from the robot; `ready` where nothing does.
@@ -139,13 +162,25 @@ fn state(robot: &pb::Robot) -> Vec<String> {
 }
 
 fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { clean(text) }
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        clean(text)
+    }
 }
 
 pub(super) fn robot_told(robot: &pb::Robot) -> String {
-    let unknown: Vec<String> = robot.unknown_mission_ids.iter().map(|id| clean(id)).collect();
+    let unknown: Vec<String> = robot
+        .unknown_mission_ids
+        .iter()
+        .map(|id| clean(id))
+        .collect();
     let actions: Vec<String> = robot.actions.iter().map(|action| clean(action)).collect();
-    let redelivery = if robot.idempotent { "idempotent" } else { "never" };
+    let redelivery = if robot.idempotent {
+        "idempotent"
+    } else {
+        "never"
+    };
     let lines = [
         ("robot", clean(&robot.robot_id)),
         ("fleet", or_dash(&robot.fleet_id)),
@@ -159,7 +194,9 @@ pub(super) fn robot_told(robot: &pb::Robot) -> String {
         ("redelivery", redelivery.to_owned()),
     ];
     let told = lines.iter().filter(|(_, text)| !text.is_empty());
-    told.map(|(label, text)| format!("{label:<13} {text}")).collect::<Vec<_>>().join("\n")
+    told.map(|(label, text)| format!("{label:<13} {text}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn robot_json(robot: &pb::Robot) -> serde_json::Value {

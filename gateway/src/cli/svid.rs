@@ -112,7 +112,10 @@ async fn follow(
                 None => {}
             }
             had_one = snapshots.borrow().is_some();
-            snapshots.changed().await.context("the identity is shut down")?;
+            snapshots
+                .changed()
+                .await
+                .context("the identity is shut down")?;
         }
     };
     tokio::select! {
@@ -137,19 +140,31 @@ fn svid_told(svid: &Snapshot, now: SystemTime) -> String {
     let left = time_left(svid.not_after, now);
     let lines = [
         ("id", svid.spiffe_id.to_string()),
-        ("hint", svid.hint.as_deref().map_or_else(|| "-".to_owned(), clean)),
+        (
+            "hint",
+            svid.hint.as_deref().map_or_else(|| "-".to_owned(), clean),
+        ),
         ("serial", svid.serial.clone()),
         ("not before", timestamp(svid.not_before)),
-        ("not after", format!("{} ({left})", timestamp(svid.not_after))),
+        (
+            "not after",
+            format!("{} ({left})", timestamp(svid.not_after)),
+        ),
         ("DNS names", or_dash(&svid.dns_names())),
         ("generation", svid.generation.to_string()),
         ("bundles of", or_dash(&trust_domains(svid))),
     ];
-    lines.map(|(label, text)| format!("{label:<11} {text}")).join("\n")
+    lines
+        .map(|(label, text)| format!("{label:<11} {text}"))
+        .join("\n")
 }
 
 fn or_dash(texts: &[String]) -> String {
-    if texts.is_empty() { "-".to_owned() } else { clean(&texts.join(", ")) }
+    if texts.is_empty() {
+        "-".to_owned()
+    } else {
+        clean(&texts.join(", "))
+    }
 }
 
 fn trust_domains(svid: &Snapshot) -> Vec<String> {

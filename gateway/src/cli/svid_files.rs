@@ -58,15 +58,26 @@ impl SvidFolder {
             }
         }
         let last = generations(path)?.into_iter().max().unwrap_or(0);
-        Ok(Self { path: path.to_owned(), last, _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            last,
+            _lock: lock,
+        })
     }
 
     /// Writes a generation and points to it. On an error what was there stays in force.
     pub(super) fn write(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        let (svid, key, bundle) =
-            (snapshot.chain_pem(), snapshot.key_pem(), snapshot.bundle_pem());
-        self.write_texts(&Texts { svid: &svid, key: &key, bundle: &bundle })
-            .with_context(|| format!("cannot write the SVID into {}", self.path.display()))
+        let (svid, key, bundle) = (
+            snapshot.chain_pem(),
+            snapshot.key_pem(),
+            snapshot.bundle_pem(),
+        );
+        self.write_texts(&Texts {
+            svid: &svid,
+            key: &key,
+            bundle: &bundle,
+        })
+        .with_context(|| format!("cannot write the SVID into {}", self.path.display()))
     }
 
     fn write_texts(&mut self, texts: &Texts<'_>) -> io::Result<()> {
@@ -127,7 +138,11 @@ fn generations(folder: &Path) -> io::Result<Vec<u64>> {
 }
 
 fn write_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -147,7 +162,11 @@ mod tests {
     };
 
     fn write(folder: &mut SvidFolder, generation: &str) {
-        let texts = Texts { svid: generation, key: generation, bundle: generation };
+        let texts = Texts {
+            svid: generation,
+            key: generation,
+            bundle: generation,
+        };
         folder.write_texts(&texts).unwrap();
     }
 
@@ -159,8 +178,9 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -187,7 +207,14 @@ mod tests {
         assert_eq!(read(folder.path()), ["four"; 3]);
         assert_eq!(
             names(folder.path()),
-            ["..current", "..gen-3", "..gen-4", "bundle.pem", "key.pem", "svid.pem"]
+            [
+                "..current",
+                "..gen-3",
+                "..gen-4",
+                "bundle.pem",
+                "key.pem",
+                "svid.pem"
+            ]
         );
     }
 
@@ -209,7 +236,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = SvidFolder::open(folder.path()).unwrap();
         let refused = SvidFolder::open(folder.path()).unwrap_err().to_string();
-        assert!(refused.starts_with("another process writes SVIDs into "), "{refused}");
+        assert!(
+            refused.starts_with("another process writes SVIDs into "),
+            "{refused}"
+        );
         drop(first);
         assert!(SvidFolder::open(folder.path()).is_ok());
     }

@@ -67,7 +67,10 @@ impl WatchArgs {
 
 /// Shows a mission's updates until it has ended; well where it succeeded.
 pub(super) async fn follow(client: &ClientArgs, mission_id: String) -> anyhow::Result<Done> {
-    let selected = WatchMissionsRequest { mission_id, ..WatchMissionsRequest::default() };
+    let selected = WatchMissionsRequest {
+        mission_id,
+        ..WatchMissionsRequest::default()
+    };
     let json = client.json;
     let show = |update: MissionUpdate| {
         line(told(&update, json))?;
@@ -105,7 +108,9 @@ async fn watch(
                 // An outage is told once, however many attempts it outlasts.
                 if last_told != Some(selected.after_position) {
                     last_told = Some(selected.after_position);
-                    remark(format_args!("the watch was interrupted ({reason}); resuming"));
+                    remark(format_args!(
+                        "the watch was interrupted ({reason}); resuming"
+                    ));
                 }
                 sleep(PAUSE).await;
             }
@@ -121,7 +126,10 @@ async fn stream(
     let channel = connection.ready().await;
     let channel = channel.map_err(|down| Ended::Interrupted(down.to_string()))?;
     let mut client: Missions = MissionServiceClient::new(channel);
-    let answer = client.watch_missions(selected.clone()).await.map_err(|s| Ended::by(&s))?;
+    let answer = client
+        .watch_missions(selected.clone())
+        .await
+        .map_err(|s| Ended::by(&s))?;
     if let Some(position) = position(&answer) {
         resume_after(selected, position);
     }
@@ -174,7 +182,11 @@ pub(super) fn told(update: &MissionUpdate, json: bool) -> String {
         update.position,
         clean(&update.mission_id),
         clean(&update.robot_id),
-        clean(if update.action_name.is_empty() { &update.action_type } else { &update.action_name }),
+        clean(if update.action_name.is_empty() {
+            &update.action_type
+        } else {
+            &update.action_name
+        }),
         clean(&update.status),
     );
     for (is, words) in [
