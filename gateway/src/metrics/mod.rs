@@ -173,6 +173,15 @@ impl Metrics {
         }
     }
 
+    /// A new mission could not be made durable and is gone.
+    pub fn mission_forgotten(&self, adapter: &'static str, status: MissionStatus) {
+        let labels = MissionLabels {
+            adapter,
+            status: status.as_str(),
+        };
+        self.open.get_or_create(&labels).dec();
+    }
+
     /// `DispatchMission` was answered, after so long.
     pub fn dispatch_answered(&self, status: DispatchStatus, took: Duration) {
         let name = status.as_str_name();

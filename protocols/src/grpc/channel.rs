@@ -5,7 +5,7 @@
 
 use super::{
     error::GrpcError,
-    stream::{LeasedStream, OPENING, prepare_socket},
+    stream::{Cut, LeasedStream, OPENING, PLAINTEXT_LEASE, prepare_socket},
     target::Target,
 };
 use futures::future::BoxFuture;
@@ -19,6 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use portarium_identity::{ClientTls, Lease, Peer};
+use rustls::pki_types::CertificateDer;
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -30,16 +31,13 @@ use tokio::{
     net::TcpStream,
     sync::oneshot,
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tonic::body::Body;
 
 /// TCP resends a lost SYN after 1, 3 and 7 s. Trying anew after two finds a peer that came back
 /// sooner than waiting for the third would.
 const TCP_CONNECT: Duration = Duration::from_secs(2);
-
-/// The length of connections without certificates (`development`).
-const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
 
 /// Makes one connection, for callers that live for a few calls. It ends with its certificates;
 /// what lives longer uses [`Connection`](super::Connection).
@@ -60,6 +58,8 @@ struct OtherEnd {
     scheme: Scheme,
     authority: Authority,
     peer: Option<Peer>,
+    chain: Vec<CertificateDer<'static>>,
+    cut: Arc<Cut>,
 }
 
 impl Channel {
@@ -71,6 +71,13 @@ impl Channel {
     /// Whether further calls are in vain.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Cuts the connection, with whatever is on it, if its peer would not be accepted now.
+    pub(super) fn recheck(&self, tls: &ClientTls) {
+        if tls.recheck(&self.other_end.chain).is_err() {
+            self.other_end.cut.cut();
+        }
     }
 }
 
@@ -159,35 +166,41 @@ pub(super) async fn open(target: &Target, tls: Option<&ClientTls>) -> Result<Liv
         .map_err(GrpcError::Connect)?;
     prepare_socket(&tcp).map_err(GrpcError::Connect)?;
     let Some(tls) = tls else {
-        let lease = plaintext_lease(Instant::now());
-        return speak_http2(target, tcp, None, lease).await;
+        return speak_http2(target, tcp, None, vec![], Lease::of(PLAINTEXT_LEASE)).await;
     };
     let (stream, peer) = timeout(OPENING, tls.connect(target.server_name().clone(), tcp))
         .await
         .map_err(|_| GrpcError::ConnectTimeout(OPENING))??;
     let lease = peer.lease(SystemTime::now());
-    speak_http2(target, stream, Some(peer), lease).await
-}
-
-fn plaintext_lease(now: Instant) -> Lease {
-    Lease {
-        ends: now + PLAINTEXT_LEASE,
-        renew: now + PLAINTEXT_LEASE / 2,
-    }
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let chain = chain
+        .iter()
+        .cloned()
+        .map(CertificateDer::into_owned)
+        .collect();
+    speak_http2(target, stream, Some(peer), chain, lease).await
 }
 
 async fn speak_http2<IO>(
     target: &Target,
     io: IO,
     peer: Option<Peer>,
+    chain: Vec<CertificateDer<'static>>,
     lease: Lease,
 ) -> Result<Live, GrpcError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (heard, hears) = oneshot::channel();
-    let stream = TokioIo::new(LeasedStream::new(io, lease.ends, 1, Some(heard)));
-    let refused = |error: hyper::Error| GrpcError::Refused(chain(&error));
+    let cut = Arc::<Cut>::default();
+    let stream = TokioIo::new(LeasedStream::new(
+        io,
+        cut.clone(),
+        lease.ends,
+        1,
+        Some(heard),
+    ));
+    let refused = |error: hyper::Error| GrpcError::Refused(with_sources(&error));
     let (sender, connection) = http2_builder().handshake(stream).await.map_err(refused)?;
     let mut driver = tokio::spawn(connection);
     tokio::select! {
@@ -208,6 +221,8 @@ where
         scheme,
         authority,
         peer,
+        chain,
+        cut,
     });
     Ok(Live {
         channel: Channel { sender, other_end },
@@ -231,7 +246,7 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
 }
 
 /// An error with its sources, for people: hyper's own text names only the layer.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

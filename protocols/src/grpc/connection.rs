@@ -1,7 +1,7 @@
 //! A client connection that is kept up.
 
 use super::{
-    channel::{Channel, Live, chain, open},
+    channel::{Channel, Live, open, with_sources},
     target::Target,
 };
 use portarium_identity::ClientTls;
@@ -27,9 +27,9 @@ const RENEW_MIN: Duration = Duration::from_secs(1);
 /// next one before its certificates' time is over; calls in flight finish on the old one, which
 /// ends with them or with its lease. Dropping it closes the connection once no [`Channel`] is
 /// left.
-#[derive(Debug)]
 pub struct Connection {
     state: watch::Receiver<Result<Channel, Down>>,
+    tls: Option<ClientTls>,
     _keeper: AbortOnDropHandle<()>,
 }
 
@@ -55,13 +55,14 @@ impl Connection {
         let (publish, state) = watch::channel(Err(Down::because("not connected yet")));
         let keeper = Keeper {
             target,
-            tls,
+            tls: tls.clone(),
             name: name.into(),
             publish,
             backoff: Backoff::new(),
         };
         Self {
             state,
+            tls,
             _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
         }
     }
@@ -75,6 +76,14 @@ impl Connection {
     /// Changes with every new connection and whenever there is none any longer.
     pub fn state(&self) -> watch::Receiver<Result<Channel, Down>> {
         self.state.clone()
+    }
+
+    /// Cuts the connection, with whatever is on it, if its peer would not be accepted now: after a
+    /// bundle was removed, an authority was revoked or our own identity ended.
+    pub fn recheck(&self) {
+        if let (Ok(channel), Some(tls)) = (self.channel(), &self.tls) {
+            channel.recheck(tls);
+        }
     }
 
     /// Waits until there is a connection.
@@ -113,7 +122,7 @@ impl Keeper {
                     }
                     Err(error) => {
                         due = self.backoff.next();
-                        self.failed(&chain(&error), live.is_some());
+                        self.failed(&with_sources(&error), live.is_some());
                     }
                 },
                 reason = ended(live.as_mut()) => {
@@ -161,7 +170,7 @@ async fn ended(live: Option<&mut (Live, Instant)>) -> String {
     };
     match (&mut live.driver).await {
         Ok(Ok(())) => "the peer closed the connection".to_owned(),
-        Ok(Err(error)) => chain(&error),
+        Ok(Err(error)) => with_sources(&error),
         Err(_) => "the connection's task ended".to_owned(),
     }
 }

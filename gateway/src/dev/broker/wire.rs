@@ -1,0 +1,169 @@
+//! Packets on a stream, with the client library's codec.
+//!
+//! Three things of it do not serve the server's side and are done here: a DISCONNECT of one or no
+//! byte is an error to it, it writes a DISCONNECT with a reason wrongly, and what is cut short
+//! inside a complete packet reads as "more bytes are needed".
+
+use bytes::{BufMut as _, BytesMut};
+use rumqttc::v5::mqttbytes::{
+    Error,
+    v5::{DisconnectReasonCode, Packet, PacketType, check},
+};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// What a client sent.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Packet(Packet),
+    Disconnect {
+        with_will: bool,
+        session_expiry: Option<u32>,
+    },
+}
+
+/// Why there is no next packet.
+#[derive(Debug, Error)]
+pub(super) enum WireError {
+    #[error("the client closed the connection")]
+    Closed,
+    #[error("cannot read: {0}")]
+    Read(#[from] std::io::Error),
+    #[error("packet of {size} bytes; at most {limit} are allowed")]
+    TooLarge { size: usize, limit: u32 },
+    #[error("MQTT 5 is expected; the client speaks protocol level {0}")]
+    Level(u8),
+    #[error("malformed packet: {0}")]
+    Malformed(Error),
+}
+
+pub(super) struct Reader<R> {
+    io: R,
+    buffer: BytesMut,
+    limit: u32,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    pub(super) fn new(io: R, limit: u32) -> Self {
+        Self {
+            io,
+            buffer: BytesMut::with_capacity(8 * 1024),
+            limit,
+        }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Incoming, WireError> {
+        loop {
+            match check(self.buffer.iter(), Some(self.limit)) {
+                Ok(header) => {
+                    let packet_type = header.packet_type().map_err(WireError::Malformed)?;
+                    return self.parse(packet_type, header.frame_length());
+                }
+                Err(Error::InsufficientBytes(missing)) => {
+                    self.buffer.reserve(missing);
+                    if self.io.read_buf(&mut self.buffer).await? == 0 {
+                        return Err(WireError::Closed);
+                    }
+                }
+                Err(Error::PayloadSizeLimitExceeded {
+                    pkt_size: size,
+                    max: limit,
+                }) => {
+                    return Err(WireError::TooLarge { size, limit });
+                }
+                Err(error) => return Err(WireError::Malformed(error)),
+            }
+        }
+    }
+
+    fn parse(&mut self, packet_type: PacketType, length: usize) -> Result<Incoming, WireError> {
+        if packet_type == PacketType::Disconnect && length <= 3 {
+            let packet = self.buffer.split_to(length);
+            return Ok(Incoming::Disconnect {
+                with_will: packet.get(2).is_some_and(|reason| *reason != 0),
+                session_expiry: None,
+            });
+        }
+        match Packet::read(&mut self.buffer, None) {
+            Ok(Packet::Disconnect(packet)) => Ok(Incoming::Disconnect {
+                with_will: packet.reason_code != DisconnectReasonCode::NormalDisconnection,
+                session_expiry: packet.properties.and_then(|p| p.session_expiry_interval),
+            }),
+            Ok(packet) => Ok(Incoming::Packet(packet)),
+            Err(Error::InvalidProtocolLevel(level)) => Err(WireError::Level(level)),
+            Err(error) => Err(WireError::Malformed(error)),
+        }
+    }
+}
+
+/// Appends a DISCONNECT.
+pub(super) fn put_disconnect(buffer: &mut BytesMut, reason: DisconnectReasonCode) {
+    buffer.put_slice(&[0xE0, 2, reason as u8, 0]);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    async fn read(bytes: &[u8]) -> Result<Incoming, WireError> {
+        Reader::new(bytes, 100).next().await
+    }
+
+    #[tokio::test]
+    async fn a_disconnect_is_read_in_each_of_its_lengths() {
+        for (bytes, will, expiry) in [
+            (&[0xE0, 0][..], false, None),
+            (&[0xE0, 1, 0x00], false, None),
+            (&[0xE0, 1, 0x04], true, None),
+            (&[0xE0, 2, 0x04, 0], true, None),
+            (&[0xE0, 7, 0x00, 5, 0x11, 0, 0, 0, 9], false, Some(9)),
+        ] {
+            match read(bytes).await.unwrap() {
+                Incoming::Disconnect {
+                    with_will,
+                    session_expiry,
+                } => {
+                    assert_eq!((with_will, session_expiry), (will, expiry), "{bytes:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn our_own_disconnect_is_what_the_standard_says() {
+        let mut buffer = BytesMut::new();
+        put_disconnect(&mut buffer, DisconnectReasonCode::SessionTakenOver);
+        assert_eq!(&buffer[..], [0xE0, 2, 0x8E, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_cut_short_too_large_or_nonsense_is_an_error_and_never_a_panic() {
+        assert!(matches!(read(&[]).await, Err(WireError::Closed)));
+        assert!(matches!(
+            read(&[0x30, 0xFF, 0xFF, 0x7F]).await,
+            Err(WireError::TooLarge { .. })
+        ));
+        assert!(matches!(
+            read(&[0x30, 0xFF, 0xFF, 0xFF, 0xFF]).await,
+            Err(WireError::Malformed(_))
+        ));
+        // A complete SUBSCRIBE whose content ends inside its packet identifier.
+        assert!(matches!(
+            read(&[0x82, 1, 0]).await,
+            Err(WireError::Malformed(_))
+        ));
+        let level_4 = [
+            0x10, 13, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 9, 0, 1, b'x',
+        ];
+        assert!(matches!(read(&level_4).await, Err(WireError::Level(4))));
+        let mut bytes = [0u8; 64];
+        for seed in 0..20_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            random.fill(&mut bytes);
+            bytes[1] %= 62;
+            let _ = read(&bytes).await;
+        }
+    }
+}
