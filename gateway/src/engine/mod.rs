@@ -39,7 +39,7 @@ use portarium_protocols::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -147,7 +147,7 @@ impl Engine {
 
     /// Hears of what the journal's writer did; to be set before the writer runs.
     pub fn observer(&self) -> Arc<dyn Observer> {
-        self.inner.clone()
+        Arc::new(Hook(Arc::downgrade(&self.inner)))
     }
 
     /// No new missions from now on; what is being handed over is finished, what waits stays in
@@ -189,32 +189,40 @@ impl Inner {
     }
 }
 
-impl Observer for Inner {
+/// The writer's way to the engine. It keeps nothing alive: the journal ends when the engine lets
+/// go of it.
+struct Hook(Weak<Inner>);
+
+impl Observer for Hook {
     fn committed(&self, took: Duration, appends: usize) {
-        self.world.observer.committed(took, appends);
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.world.observer.committed(took, appends);
     }
 
     fn ended(&self, mission: &Arc<Mission>, position: u64) {
-        self.index().ended(mission, position);
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.index().ended(mission, position);
         if !mission.command.action_type.is_stop() {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+            inner.open.fetch_sub(1, Ordering::Relaxed);
         }
-        if let Some(adapter) = self.adapter(&mission.command.robot_id) {
+        if let Some(adapter) = inner.adapter(&mission.command.robot_id) {
             adapter.settle(&mission.command);
         }
     }
 
     fn refused(&self, mission: &Arc<Mission>) {
-        self.index().remove(mission);
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some(robot) = self.robot(&mission.command.robot_id) {
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.index().remove(mission);
+        inner.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(robot) = inner.robot(&mission.command.robot_id) {
             robot.lock().forget(&mission.command.mission_id);
             robot.wake.notify_one();
         }
     }
 
     fn forgotten(&self, missions: Vec<Forgotten>) {
-        let mut index = self.index();
+        let Some(inner) = self.0.upgrade() else { return };
+        let mut index = inner.index();
         for mission in &missions {
             index.forgotten(mission);
         }

@@ -52,6 +52,8 @@ impl Gateway {
         } = self;
         let grace = config.engine.shutdown_grace;
         let quiet = CancellationToken::new();
+        // Ends the mission service; later than `orders.stop`, which ends new missions.
+        let close = CancellationToken::new();
         let mut tasks = Tasks::default();
         let health = TcpListener::from_std(listeners.health)?;
         tasks.run(
@@ -124,7 +126,7 @@ impl Gateway {
             audit.clone(),
             config.development,
             observer,
-            orders.stop.clone(),
+            close.clone(),
         );
         let (routes, health_reporter) = service.routes().context("reflection")?;
         health_reporter
@@ -138,7 +140,7 @@ impl Gateway {
             routes,
             ServerLimits::default(),
             connections.clone(),
-            orders.stop.clone(),
+            close.clone(),
         ));
         let follow = readiness::adapters(adapters.clone(), engine.clone(), readiness.clone());
         tasks.run("readiness", follow);
@@ -166,16 +168,24 @@ impl Gateway {
         orders.stop.cancel();
         let _not_ready = readiness.component("shutdown");
         let deadline = Instant::now() + grace;
-        if failure.is_none() {
-            // In-flight calls end, and what is being handed over is handed over.
-            let drained = async { tokio::join!(engine.drain(), serving) };
-            if timeout_at(deadline, drained).await.is_err() {
-                tracing::warn!(
-                    ?grace,
-                    "not everything came to an end within engine.shutdown_grace; the journal has it"
-                );
+        // No new missions, while stops and cancels are still served; then what is on the
+        // connections comes to its end.
+        let drained = async {
+            engine.drain().await;
+            close.cancel();
+            if !serving.is_finished() {
+                // How the service ends does not matter any more.
+                let _ = (&mut serving).await;
             }
+        };
+        if timeout_at(deadline, drained).await.is_err() {
+            tracing::warn!(
+                ?grace,
+                "not everything came to an end within engine.shutdown_grace; the journal has it"
+            );
         }
+        close.cancel();
+        serving.abort();
         adapters.shutdown().await;
         tasks.stop().await;
         engine.close().await;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::interceptor::InterceptedService, transport::Server};
 
 mod ca;
+mod http2;
 mod jwt;
 mod mint;
 mod service;

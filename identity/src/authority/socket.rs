@@ -1,5 +1,5 @@
 //! The socket: 0600 from the first moment, taken from nobody, and for one user only.
-use super::AuthorityError;
+use super::{AuthorityError, http2::Rewriter};
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
@@ -8,13 +8,19 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::{UnixListener, UnixStream},
     sync::mpsc,
+    task::JoinSet,
     time::sleep,
 };
 
 /// Connections accepted and not yet taken by the server.
 const BACKLOG: usize = 16;
+/// Connections at one time; further ones wait.
+const MAX_CONNECTIONS: usize = 256;
+/// Bytes on their way between a caller and the server, each way.
+const RELAY_BYTES: usize = 16 * 1024;
 /// The pause after a failed accept (too many open files, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -106,20 +112,28 @@ fn bind_in(private: &Path, path: &Path) -> io::Result<(StdListener, fs::Metadata
     Ok((listener, file))
 }
 
-/// Accepts connections of the socket's owner; all others are closed without a word.
+/// Accepts connections of the socket's owner; all others are closed without a word. Dropping the
+/// future closes all connections.
 pub(super) fn accept(
     listener: UnixListener,
     owner: u32,
 ) -> (
     impl Future<Output = ()> + Send + 'static,
-    mpsc::Receiver<io::Result<UnixStream>>,
+    mpsc::Receiver<io::Result<DuplexStream>>,
 ) {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let accepting = async move {
+        let mut relays = JoinSet::new();
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept(), if relays.len() < MAX_CONNECTIONS => accepted,
+                Some(_) = relays.join_next() => continue,
+            };
+            match accepted {
                 Ok((stream, _)) if is_owner(&stream, owner) => {
-                    if sender.send(Ok(stream)).await.is_err() {
+                    let (ours, servers) = tokio::io::duplex(RELAY_BYTES);
+                    relays.spawn(relay(stream, ours));
+                    if sender.send(Ok(servers)).await.is_err() {
                         return;
                     }
                 }
@@ -136,4 +150,32 @@ pub(super) fn accept(
 
 fn is_owner(stream: &UnixStream, owner: u32) -> bool {
     stream.peer_cred().is_ok_and(|caller| caller.uid() == owner)
+}
+
+/// Passes on what a caller sends, as the server takes it, and what the server answers, until
+/// either closes.
+async fn relay(caller: UnixStream, server: DuplexStream) {
+    let (mut from_caller, mut to_caller) = caller.into_split();
+    let (mut from_server, mut to_server) = tokio::io::split(server);
+    let inward = async {
+        let mut rewriter = Rewriter::default();
+        let mut bytes = vec![0; RELAY_BYTES];
+        loop {
+            let count = from_caller.read(&mut bytes).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let Ok(rewritten) = rewriter.feed(&bytes[..count]) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            to_server.write_all(&rewritten).await?;
+        }
+    };
+    let ended: io::Result<()> = tokio::select! {
+        ended = inward => ended,
+        ended = tokio::io::copy(&mut from_server, &mut to_caller) => ended.map(|_| ()),
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a Workload API caller is gone: {error}");
+    }
 }

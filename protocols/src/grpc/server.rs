@@ -214,7 +214,8 @@ impl Server {
         tcp: TcpStream,
     ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), GrpcError> {
         let turn = timeout(OPENING, async {
-            tcp.readable().await.map_err(TlsError::Handshake)?;
+            // Not `readable()`, which may return without anything to read.
+            tcp.peek(&mut [0]).await.map_err(TlsError::Handshake)?;
             self.handshakes
                 .acquire()
                 .await

@@ -16,7 +16,7 @@ use rumqttc::v5::mqttbytes::{
     self, QoS,
     v5::{
         ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode,
-        Packet, PubAck, Publish, SubAck,
+        Packet, PacketType, PubAck, Publish, SubAck,
     },
 };
 use std::{collections::HashMap, future::pending, io, sync::Arc, time::Duration};
@@ -152,18 +152,11 @@ impl Connection {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        self.inflight.abandon(
-            self.outgoing.written(),
-            "the connection was renewed or shut down",
-        );
+        self.inflight.abandon(self.outgoing.written(), "the connection was renewed or shut down");
         let leave = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
         if self.outgoing.put(&Packet::Disconnect(leave)).is_ok() {
             // The broker may be gone already; then there is nobody to take leave of.
-            let _ = timeout(
-                Duration::from_millis(200),
-                self.outgoing.write_to(&mut self.writer),
-            )
-            .await;
+            let _ = timeout(Duration::from_millis(200), self.outgoing.write_to(&mut self.writer)).await;
         }
     }
 
@@ -183,7 +176,7 @@ impl Connection {
     /// are cancel safe, and what they yield is dealt with at once.
     async fn step(
         &mut self,
-        feed: Option<&mut Feed>,
+        mut feed: Option<&mut Feed>,
         mut inbox: Option<&mut Inbox>,
     ) -> Result<(), LinkError> {
         let may_read = inbox.as_deref().is_none_or(Inbox::has_room);
@@ -202,7 +195,7 @@ impl Connection {
                     Err(error) => Err(error),
                 }
             }
-            () = take(feed, &mut self.batch, room, leisure), if may_take => {
+            () = take(feed.as_deref_mut(), &mut self.batch, room, leisure), if may_take => {
                 self.send_batch();
                 Ok(())
             }
@@ -210,11 +203,15 @@ impl Connection {
                 self.acknowledge(id);
                 Ok(())
             }
-            _ = self.tick.tick() => self.check_time(may_read),
+            _ = self.tick.tick() => {
+                if let (Some(feed), false) = (feed, may_take) {
+                    feed.sweep(Instant::now());
+                }
+                self.check_time(may_read)
+            }
         };
         if let Err(error) = &done {
-            self.inflight
-                .abandon(self.outgoing.written(), &error.to_string());
+            self.inflight.abandon(self.outgoing.written(), &error.to_string());
         }
         done
     }
@@ -293,9 +290,7 @@ impl Connection {
         inbox: Option<&mut Inbox>,
     ) -> Result<(), LinkError> {
         if publish.qos == QoS::ExactlyOnce {
-            return Err(LinkError::Malformed(
-                "QoS 2, which was not subscribed to".to_owned(),
-            ));
+            return Err(LinkError::Malformed("QoS 2, which was not subscribed to".to_owned()));
         }
         if inbox.is_none_or(|inbox| inbox.accept(publish) == Acknowledge::Now) {
             self.acknowledge(publish.pkid);
@@ -319,8 +314,7 @@ impl Connection {
     /// Acknowledges a message; 0 is the id of those that need none.
     fn acknowledge(&mut self, id: u16) {
         if id != 0 {
-            self.outgoing
-                .put_small(&Packet::PubAck(PubAck::new(id, None)));
+            self.outgoing.put_small(&Packet::PubAck(PubAck::new(id, None)));
         }
     }
 
@@ -333,11 +327,7 @@ impl Connection {
         if now - self.heard >= SILENCE_LIMIT {
             return Err(LinkError::Silent(SILENCE_LIMIT));
         }
-        if self
-            .inflight
-            .oldest()
-            .is_some_and(|since| now - since >= ACKNOWLEDGE_LIMIT)
-        {
+        if self.inflight.oldest().is_some_and(|since| now - since >= ACKNOWLEDGE_LIMIT) {
             return Err(LinkError::Unacknowledged(ACKNOWLEDGE_LIMIT));
         }
         let quiet = now - self.heard >= self.ping_after;
@@ -351,8 +341,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.inflight
-            .abandon(self.outgoing.written(), "the connection was given up");
+        self.inflight.abandon(self.outgoing.written(), "the connection was given up");
     }
 }
 
@@ -370,10 +359,7 @@ impl Granted {
         if properties.and_then(|p| p.max_qos) == Some(0) {
             return Err(LinkError::NoQos1);
         }
-        let window = properties
-            .and_then(|p| p.receive_max)
-            .unwrap_or(u16::MAX)
-            .clamp(1, WINDOW);
+        let window = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX).clamp(1, WINDOW);
         let keep_alive = properties
             .and_then(|p| p.server_keep_alive)
             .filter(|seconds| *seconds > 0)
@@ -410,13 +396,23 @@ fn unexpected(packet: &Packet) -> LinkError {
 
 fn next_packet(incoming: &mut BytesMut) -> Result<Option<Packet>, LinkError> {
     let malformed = |e: mqttbytes::Error| LinkError::Malformed(e.to_string());
-    match mqttbytes::v5::check(incoming.iter(), Some(MAX_PACKET_BYTES)) {
-        Ok(_) => Packet::read(incoming, Some(MAX_PACKET_BYTES))
-            .map(Some)
-            .map_err(malformed),
-        Err(mqttbytes::Error::InsufficientBytes(_)) => Ok(None),
-        Err(error) => Err(malformed(error)),
+    let header = match mqttbytes::v5::check(incoming.iter(), Some(MAX_PACKET_BYTES)) {
+        Ok(header) => header,
+        Err(mqttbytes::Error::InsufficientBytes(_)) => return Ok(None),
+        Err(error) => return Err(malformed(error)),
+    };
+    if header.packet_type().map_err(malformed)? == PacketType::Disconnect {
+        let frame = incoming.split_to(header.frame_length());
+        return disconnect(&frame).map(|end| Some(Packet::Disconnect(end))).map_err(malformed);
     }
+    Packet::read(incoming, Some(MAX_PACKET_BYTES)).map(Some).map_err(malformed)
+}
+
+/// Reads a DISCONNECT. rumqttc reads none without properties, which is what mosquitto sends.
+fn disconnect(frame: &[u8]) -> Result<Disconnect, mqttbytes::Error> {
+    let lengths_end = frame.iter().skip(1).position(|byte| byte & 0x80 == 0).unwrap_or_default();
+    let code = frame.get(lengths_end + 2).copied().unwrap_or_default();
+    Ok(Disconnect::new(code.try_into()?))
 }
 
 async fn read_some(
@@ -446,3 +442,7 @@ async fn hand_over(inbox: Option<&mut Inbox>) -> u16 {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -25,9 +25,7 @@ pub(crate) enum LinkError {
     Tcp(io::Error),
     #[error("{0:?} is neither a host name nor an IP address")]
     Host(String),
-    #[error(
-        "mutual TLS failed; compare the broker's SPIFFE ID with its configured `broker_id`, and its CA list with our trust domain: {0}"
-    )]
+    #[error("mutual TLS failed; compare the broker's SPIFFE ID with its configured `broker_id`, and its CA list with our trust domain: {0}")]
     Tls(#[from] TlsError),
     #[error("the broker did not answer within {0:?}")]
     Timeout(Duration),
@@ -123,11 +121,7 @@ impl Dialer {
         tcp.set_nodelay(true)?;
         let Some(tls) = &self.tls else {
             let lease = self.plaintext_lease.map(Lease::of);
-            return Ok(Dialled {
-                stream: Box::new(tcp),
-                lease,
-                generation: None,
-            });
+            return Ok(Dialled { stream: Box::new(tcp), lease, generation: None });
         };
         let name = ServerName::try_from(self.broker.host.clone())
             .map_err(|_| LinkError::Host(self.broker.host.clone()))?;

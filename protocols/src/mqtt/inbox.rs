@@ -47,13 +47,7 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub(crate) fn new(router: Arc<Router>, updates: UpdateSender, counters: Arc<Counters>) -> Self {
-        Self {
-            router,
-            updates,
-            waiting: VecDeque::new(),
-            counters,
-            complained: None,
-        }
+        Self { router, updates, waiting: VecDeque::new(), counters, complained: None }
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -101,11 +95,7 @@ impl Inbox {
                 (None, mission)
             }
             Heard::SharedStatus { .. } => return Ok(None),
-            Heard::RobotStatus {
-                tenant,
-                robot,
-                mission,
-            } => {
+            Heard::RobotStatus { tenant, robot, mission } => {
                 let fleet = self.router.fleet();
                 match fleet.robot(robot).filter(|r| r.tenant.as_str() == tenant) {
                     Some(known) => (Some(known.robot_id.clone()), mission),
@@ -184,10 +174,7 @@ impl Inbox {
     fn complain(&mut self, topic: &[u8], error: &PayloadError) {
         self.counters.invalid.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        if self
-            .complained
-            .is_none_or(|last| now - last >= COMPLAIN_EVERY)
-        {
+        if self.complained.is_none_or(|last| now - last >= COMPLAIN_EVERY) {
             self.complained = Some(now);
             let topic = String::from_utf8_lossy(topic);
             warn!(%topic, %error, "a message of a robot is not understood and was dropped");

@@ -55,19 +55,14 @@ impl InFlight {
         let Some(id) = self.free.pop_front() else {
             return Err(message);
         };
-        self.entries[usize::from(id) - 1] = Some(Entry {
-            outcome: message.outcome,
-            begins,
-            since: now,
-        });
+        self.entries[usize::from(id) - 1] =
+            Some(Entry { outcome: message.outcome, begins, since: now });
         Ok(id)
     }
 
     /// Resolves the publish that a PUBACK names. False where it names none.
     pub(crate) fn acknowledge(&mut self, id: u16, reason: PubAckReason) -> bool {
-        let slot = usize::from(id)
-            .checked_sub(1)
-            .and_then(|i| self.entries.get_mut(i));
+        let slot = usize::from(id).checked_sub(1).and_then(|i| self.entries.get_mut(i));
         let Some(entry) = slot.and_then(Option::take) else {
             return false;
         };
@@ -133,10 +128,7 @@ mod tests {
         for ((id, _), reason) in sent.iter().zip(reasons).rev() {
             assert!(table.acknowledge(*id, reason));
         }
-        let outcomes: Vec<_> = sent
-            .iter_mut()
-            .map(|(_, o)| o.try_recv().unwrap())
-            .collect();
+        let outcomes: Vec<_> = sent.iter_mut().map(|(_, o)| o.try_recv().unwrap()).collect();
         assert_eq!(
             outcomes,
             [

@@ -2,7 +2,7 @@
 
 use super::{
     connection::{Connection, Hello},
-    dial::{Dialer, Dialled, LinkError},
+    dial::{Dialled, Dialer, LinkError},
     inbox::Inbox,
     lane_state::LaneState,
     outage::Outage,
@@ -24,9 +24,12 @@ use tracing::info;
 const SESSION: Duration = Duration::from_secs(3_600);
 /// How long a connection that is to be closed waits for its outstanding PUBACKs.
 const LINGER: Duration = Duration::from_secs(2);
-/// A lease that ends this soon has no time for another attempt.
+/// A lease that ends this soon has no time for another attempt; a short one at half of what is
+/// left from its `renew` on.
 const LAST_CALL: Duration = Duration::from_secs(3);
-const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
+/// What taking leave may take at most.
+const LEAVE: Duration = Duration::from_millis(250);
+const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(5);
 /// Tenants in one SUBSCRIBE: three filters each, well below any broker's packet limit.
 const TENANTS_AT_ONCE: usize = 16;
 
@@ -133,10 +136,7 @@ impl Lane {
 
     fn stop_hello(&self, alternate: bool) -> Hello {
         let which = if alternate { "b" } else { "a" };
-        Hello {
-            client_id: format!("{}~stop-{which}", self.client_id_base),
-            session: None,
-        }
+        Hello { client_id: format!("{}~stop-{which}", self.client_id_base), session: None }
     }
 
     fn prepare(&self) -> Next {
@@ -186,22 +186,14 @@ impl Lane {
         fleet_changed.mark_changed();
         loop {
             let event = next_event(&self.shutdown, connection.lease, &mut fleet_changed);
-            match connection
-                .serve(Some(feed), self.role.inbox(), event)
-                .await?
-            {
+            match connection.serve(Some(feed), self.role.inbox(), event).await? {
                 Event::Shutdown => {
                     connection.finish(self.role.inbox(), LINGER).await;
                     return Ok(());
                 }
                 Event::FleetChanged if matches!(self.role, Role::Commands(_)) => {
                     let wanted = self.router.fleet().tenants.clone();
-                    follow(
-                        &mut connection,
-                        &tenants,
-                        &wanted,
-                        self.router.shared_status_topic,
-                    );
+                    follow(&mut connection, &tenants, &wanted, self.router.shared_status_topic);
                     tenants = wanted;
                 }
                 Event::FleetChanged => {}
@@ -225,25 +217,20 @@ impl Lane {
     ) -> Result<Option<(Connection, BTreeSet<TenantId>)>, LinkError> {
         // The slow part, while the old connection goes on serving.
         let next = self.prepare();
-        let deadline = lease.ends - LAST_CALL;
+        let deadline = last_call(lease);
         let turn = Arc::clone(&self.turn);
         let prepared = prepare_until(&self.dialer, next, turn, deadline, &self.shutdown);
-        let Some((prepared, turn)) = connection
-            .serve(Some(feed), self.role.inbox(), prepared)
-            .await?
+        let Some((prepared, turn)) =
+            connection.serve(Some(feed), self.role.inbox(), prepared).await?
         else {
-            connection.finish(self.role.inbox(), LINGER).await;
-            return if self.shutdown.is_cancelled() {
-                Ok(None)
-            } else {
-                Err(LinkError::LeaseOver)
-            };
+            connection.finish(self.role.inbox(), linger(lease)).await;
+            return if self.shutdown.is_cancelled() { Ok(None) } else { Err(LinkError::LeaseOver) };
         };
         let renewed = match prepared {
             Prepared::Dialled(dialled) => {
                 // One client id, one session: what arrives meanwhile waits at the broker, what is
                 // to be sent waits in the queue.
-                connection.finish(self.role.inbox(), LINGER).await;
+                connection.finish(self.role.inbox(), linger(lease)).await;
                 self.establish(dialled).await?
             }
             Prepared::Opened(opened) => {
@@ -251,7 +238,7 @@ impl Lane {
                     *alternate = !*alternate;
                 }
                 // A stop never waits: the new connection serves while the old one lingers.
-                tokio::spawn(connection.finish(None, LINGER));
+                tokio::spawn(connection.finish(None, linger(lease)));
                 (opened, BTreeSet::new())
             }
         };
@@ -266,6 +253,16 @@ impl Lane {
         );
         Ok(Some(renewed))
     }
+}
+
+fn last_call(lease: Lease) -> Instant {
+    lease.ends - LAST_CALL.min(lease.ends.saturating_duration_since(lease.renew) / 2)
+}
+
+/// How long a connection may wait for PUBACKs and still be gone before its lease ends.
+fn linger(lease: Lease) -> Duration {
+    let left = lease.ends.saturating_duration_since(Instant::now());
+    LINGER.min(left.saturating_sub(LEAVE))
 }
 
 impl Role {
@@ -313,9 +310,9 @@ async fn prepare(dialer: &Dialer, next: &Next) -> Result<Prepared, LinkError> {
     let dialled = dialer.dial().await?;
     match next {
         Next::Dial => Ok(Prepared::Dialled(dialled)),
-        Next::Open(hello, state) => Connection::open(dialled, hello, Arc::clone(state))
-            .await
-            .map(Prepared::Opened),
+        Next::Open(hello, state) => {
+            Connection::open(dialled, hello, Arc::clone(state)).await.map(Prepared::Opened)
+        }
     }
 }
 
@@ -358,10 +355,7 @@ fn subscribe(
     tenants
         .chunks(TENANTS_AT_ONCE)
         .map(|some| {
-            let filters = some
-                .iter()
-                .flat_map(|t| topic::filters(t, shared_status))
-                .collect();
+            let filters = some.iter().flat_map(|t| topic::filters(t, shared_status)).collect();
             connection.subscribe(filters)
         })
         .collect()

@@ -106,10 +106,8 @@ impl MqttAdapter {
     /// a tokio runtime.
     pub fn start(config: MqttConfig, updates: UpdateSender) -> Result<Arc<Self>, MqttError> {
         config.validate()?;
-        let stop_runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()?;
+        let stop_runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let dialer = Arc::new(Dialer::new(&config));
         let router = Arc::new(Router::new(config.robots, config.shared_status_topic));
         let (commands, commands_feed) = LaneHandle::new();
@@ -142,11 +140,7 @@ impl MqttAdapter {
         let stops_lane = lane(Role::Stops { alternate: false }, &adapter.stops);
         adapter.spawn_stop_lane(stop_runtime, stops_lane.run(stops_feed))?;
         adapter.spawn("mqtt commands", commands_lane.run(commands_feed));
-        let links = tell_links(
-            Arc::clone(&adapter.router),
-            updates,
-            adapter.shutdown.clone(),
-        );
+        let links = tell_links(Arc::clone(&adapter.router), updates, adapter.shutdown.clone());
         adapter.spawn("mqtt links", links);
         adapter.tasks.close();
         Ok(Arc::new(adapter))
@@ -167,22 +161,16 @@ impl MqttAdapter {
     ) -> Result<(), MqttError> {
         let ending = self.ending("mqtt stops");
         let token = self.tasks.token();
-        std::thread::Builder::new()
-            .name("mqtt-stops".to_owned())
-            .spawn(move || {
-                let _token = token;
-                let _ending = ending;
-                runtime.block_on(task);
-            })?;
+        std::thread::Builder::new().name("mqtt-stops".to_owned()).spawn(move || {
+            let _token = token;
+            let _ending = ending;
+            runtime.block_on(task);
+        })?;
         Ok(())
     }
 
     fn ending(&self, task: &'static str) -> Ending {
-        Ending {
-            task,
-            asked: self.shutdown.clone(),
-            ended: self.ended.clone(),
-        }
+        Ending { task, asked: self.shutdown.clone(), ended: self.ended.clone() }
     }
 
     /// Takes a new list of robots; subscriptions and links follow.
@@ -202,11 +190,7 @@ impl MqttAdapter {
     /// defect: the process is to end.
     pub async fn ended(&self) -> &'static str {
         let mut ended = self.ended.subscribe();
-        let task = ended
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|task| *task);
+        let task = ended.wait_for(Option::is_some).await.ok().and_then(|task| *task);
         task.unwrap_or("mqtt")
     }
 
@@ -231,13 +215,7 @@ impl Drop for MqttAdapter {
 impl LaneHandle {
     fn new() -> (Self, queue::Feed) {
         let (queue, feed) = queue::queue();
-        (
-            Self {
-                queue,
-                state: Arc::new(LaneState::new()),
-            },
-            feed,
-        )
+        (Self { queue, state: Arc::new(LaneState::new()) }, feed)
     }
 }
 
@@ -264,9 +242,7 @@ async fn tell_links(router: Arc<Router>, updates: UpdateSender, shutdown: Cancel
         loop {
             for (robot, interrupted) in router.unsaid().await {
                 let link = router.link(&robot);
-                let same = told
-                    .get(&robot)
-                    .is_some_and(|t| (*t == Link::Up) == (link == Link::Up));
+                let same = told.get(&robot).is_some_and(|t| (*t == Link::Up) == (link == Link::Up));
                 if same && !(interrupted && link == Link::Up) {
                     continue;
                 }

@@ -1,6 +1,6 @@
 //! The bytes that wait for the socket, and the packets they are made of.
 
-use super::queue::Message;
+use super::queue::{Message, TOO_SLOW};
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     self, QoS,
@@ -99,10 +99,7 @@ impl Outgoing {
     }
 
     /// Writes everything. Cancel safe: what was written is taken off as it is written.
-    pub(crate) async fn write_to(
-        &mut self,
-        writer: &mut (impl AsyncWrite + Unpin),
-    ) -> io::Result<()> {
+    pub(crate) async fn write_to(&mut self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         self.unflushed = true;
         while !self.bytes.is_empty() {
             match writer.write_buf(&mut self.bytes).await? {
@@ -119,7 +116,7 @@ impl Outgoing {
 /// The expiry interval that the broker is told, or why the message is not sent any more.
 pub(crate) fn expiry(message: &Message, now: Instant) -> Result<Option<u32>, String> {
     if now >= message.patience {
-        return Err("it waited too long for the broker to take what was before it".to_owned());
+        return Err(TOO_SLOW.to_owned());
     }
     let Some(expires) = message.expires else {
         return Ok(None);
@@ -160,11 +157,7 @@ pub(crate) fn subscribe(id: u16, filters: &[String]) -> Packet {
 }
 
 pub(crate) fn unsubscribe(id: u16, filters: Vec<String>) -> Packet {
-    Packet::Unsubscribe(Unsubscribe {
-        pkid: id,
-        filters,
-        properties: None,
-    })
+    Packet::Unsubscribe(Unsubscribe { pkid: id, filters, properties: None })
 }
 
 #[cfg(test)]
@@ -200,10 +193,7 @@ mod tests {
         let mut message = Message::for_tests().0;
         message.payload = vec![0; 100].into();
         let publish = publish(&message, None);
-        let outgoing = |max| Outgoing {
-            max_packet: Some(max),
-            ..Outgoing::default()
-        };
+        let outgoing = |max| Outgoing { max_packet: Some(max), ..Outgoing::default() };
         let size = u32::try_from(publish.size()).unwrap() + 2;
         assert!(outgoing(size).check_size(&publish).is_ok());
         assert!(outgoing(size - 1).check_size(&publish).is_err());
@@ -218,11 +208,7 @@ mod tests {
         outgoing.put_small(&Packet::PingReq(PingReq));
         // The pipe takes three of four bytes: the second packet has begun.
         let write = outgoing.write_to(&mut ours);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(20), write)
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_millis(20), write).await.is_err());
         assert_eq!(outgoing.written(), 3);
         assert!(second < outgoing.written());
         drop(theirs);

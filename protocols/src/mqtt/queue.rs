@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::pending, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -17,6 +17,9 @@ const SIGNALS: usize = 1_024;
 const CLEARINGS: usize = 4_096;
 /// How long a message may wait before its first byte is sent.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a message that waited longer is not sent.
+pub(crate) const TOO_SLOW: &str = "the broker takes messages too slowly: it waited 5 s in vain";
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,13 +93,8 @@ impl Message {
 pub(crate) enum Item {
     Publish(Message),
     /// Answered when the broker acknowledged it; dropped unanswered where it could not be sent.
-    Subscribe {
-        filters: Vec<String>,
-        done: oneshot::Sender<()>,
-    },
-    Unsubscribe {
-        filters: Vec<String>,
-    },
+    Subscribe { filters: Vec<String>, done: oneshot::Sender<()> },
+    Unsubscribe { filters: Vec<String> },
 }
 
 impl Item {
@@ -117,6 +115,9 @@ pub(crate) struct Queue {
 /// The connection's end.
 #[derive(Debug)]
 pub(crate) struct Feed {
+    /// What left the queue to be looked at, and comes before it. Filled only while the window is
+    /// full.
+    ahead: VecDeque<Item>,
     urgent: mpsc::Receiver<Item>,
     clearings: mpsc::Receiver<Message>,
 }
@@ -124,13 +125,7 @@ pub(crate) struct Feed {
 pub(crate) fn queue() -> (Queue, Feed) {
     let (urgent, urgent_rx) = mpsc::channel(COMMANDS + SIGNALS);
     let (clearings, clearings_rx) = mpsc::channel(CLEARINGS);
-    (
-        Queue { urgent, clearings },
-        Feed {
-            urgent: urgent_rx,
-            clearings: clearings_rx,
-        },
-    )
+    (Queue { urgent, clearings }, Feed { ahead: VecDeque::new(), urgent: urgent_rx, clearings: clearings_rx })
 }
 
 impl Queue {
@@ -147,9 +142,7 @@ impl Queue {
     pub(crate) fn put(&self, item: Item) {
         if let Err(e) = self.urgent.try_send(item) {
             match e {
-                mpsc::error::TrySendError::Full(item) => {
-                    item.refuse("the queue to the broker is full")
-                }
+                mpsc::error::TrySendError::Full(item) => item.refuse("the queue to the broker is full"),
                 mpsc::error::TrySendError::Closed(item) => item.refuse("the adapter has ended"),
             }
         }
@@ -165,6 +158,9 @@ impl Feed {
     /// Waits for something to send and takes at most `room` of it; clearings only where
     /// `leisure` is given and nothing else waits. Cancel safe: what is taken is in `taken`.
     pub(crate) async fn take(&mut self, taken: &mut Vec<Item>, room: usize, leisure: bool) {
+        if !self.ahead.is_empty() {
+            return taken.extend(self.ahead.drain(..room.min(self.ahead.len())));
+        }
         tokio::select! {
             biased;
             count = self.urgent.recv_many(taken, room) => if count == 0 { pending().await },
@@ -172,8 +168,25 @@ impl Feed {
         }
     }
 
+    /// Refuses what has waited too long, also while nothing can be taken: no caller waits forever
+    /// behind a broker that acknowledges slowly.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        while self.ahead.len() < COMMANDS
+            && let Ok(item) = self.urgent.try_recv()
+        {
+            self.ahead.push_back(item);
+        }
+        while let Some(Item::Publish(first)) = self.ahead.front()
+            && first.patience <= now
+            && let Some(item) = self.ahead.pop_front()
+        {
+            item.refuse(TOO_SLOW);
+        }
+    }
+
     /// Refuses whatever comes, for as long as it is polled. Cancel safe.
     pub(crate) async fn refuse(&mut self, reason: &Arc<str>) -> std::convert::Infallible {
+        self.ahead.drain(..).for_each(|item| item.refuse(reason));
         loop {
             tokio::select! {
                 Some(item) = self.urgent.recv() => item.refuse(reason),
@@ -189,6 +202,7 @@ impl Feed {
     pub(crate) fn close(&mut self, reason: &str) {
         self.urgent.close();
         self.clearings.close();
+        self.ahead.drain(..).for_each(|item| item.refuse(reason));
         while let Ok(item) = self.urgent.try_recv() {
             item.refuse(reason);
         }
@@ -215,10 +229,7 @@ mod tests {
         queue.put(Item::Publish(Message::new("stop".into(), Bytes::new()).0));
         let mut taken = Vec::new();
         feed.take(&mut taken, 10, true).await;
-        assert_eq!(
-            taken.iter().map(topic).collect::<Vec<_>>(),
-            [b"command".as_slice(), b"stop"]
-        );
+        assert_eq!(taken.iter().map(topic).collect::<Vec<_>>(), [b"command".as_slice(), b"stop"]);
         taken.clear();
         feed.take(&mut taken, 10, true).await;
         assert_eq!(topic(&taken[0]), b"clearing");
@@ -235,10 +246,28 @@ mod tests {
         assert!(matches!(answer.try_recv(), Ok(Outcome::NotSent(_))));
         let (stop, mut answer) = Message::for_tests();
         queue.put(Item::Publish(stop));
-        assert!(matches!(
-            answer.try_recv(),
-            Err(oneshot::error::TryRecvError::Empty)
-        ));
+        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+    }
+
+    #[tokio::test]
+    async fn what_waited_too_long_is_refused_and_the_rest_keeps_its_order() {
+        let (queue, mut feed) = queue();
+        let (old, mut refused) = Message::for_tests();
+        let late = old.patience;
+        queue.command(old);
+        for name in ["a", "b", "c"] {
+            let (mut message, _) = Message::new(name.into(), Bytes::new());
+            message.patience = late + Duration::from_secs(1);
+            queue.command(message);
+        }
+        feed.sweep(late);
+        assert_eq!(refused.try_recv(), Ok(Outcome::NotSent(TOO_SLOW.into())));
+        queue.command(Message::new("d".into(), Bytes::new()).0);
+        let mut taken = Vec::new();
+        feed.take(&mut taken, 2, true).await;
+        feed.take(&mut taken, 2, true).await;
+        feed.take(&mut taken, 2, true).await;
+        assert_eq!(taken.iter().map(topic).collect::<Vec<_>>(), [b"a", b"b", b"c", b"d"]);
     }
 
     #[tokio::test]
