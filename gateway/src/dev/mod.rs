@@ -2,3 +2,5 @@
 
 pub mod broker;
 pub mod robot;
+#[cfg(test)]
+mod testing;

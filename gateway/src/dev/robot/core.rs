@@ -184,7 +184,10 @@ impl SimulatedRobot {
 
     /// Its last word on a mission; `None` if it does not know it.
     pub fn status(&self, mission: &MissionId) -> Option<RobotReport> {
-        self.state().missions.get(mission).map(|known| known.last.clone())
+        self.state()
+            .missions
+            .get(mission)
+            .map(|known| known.last.clone())
     }
 
     /// Whether it answers at all.
@@ -215,12 +218,23 @@ impl SimulatedRobot {
         if !*self.0.present.borrow() {
             return false;
         }
-        self.0.log.add(LogEvent::Cancel, self.id(), mission, None, None);
+        self.0
+            .log
+            .add(LogEvent::Cancel, self.id(), mission, None, None);
         let waits = |order: &Order| order.mission == *mission;
         if let Some(at) = state.waiting.iter().position(waits) {
             state.waiting.remove(at);
-            self.say(&mut state, mission, MissionStatus::Cancelled, "cancelled before it began");
-        } else if state.motion.as_ref().is_some_and(|motion| motion.mission == *mission) {
+            self.say(
+                &mut state,
+                mission,
+                MissionStatus::Cancelled,
+                "cancelled before it began",
+            );
+        } else if state
+            .motion
+            .as_ref()
+            .is_some_and(|motion| motion.mission == *mission)
+        {
             self.halt(&mut state, None);
         } else if state.missions.contains_key(mission) {
             self.say_again(&mut state, mission);
@@ -233,7 +247,10 @@ impl SimulatedRobot {
     fn execute(&self, state: &mut State, order: Order) -> Answer {
         if self.0.config.idempotent {
             let of_key = state.keys.get(&order.idempotency_key).cloned();
-            if of_key.as_ref().is_some_and(|mission| *mission != order.mission) {
+            if of_key
+                .as_ref()
+                .is_some_and(|mission| *mission != order.mission)
+            {
                 return self.refuse(state, order, "its idempotency key is another mission's");
             }
             if of_key.is_some() || state.missions.contains_key(&order.mission) {
@@ -273,7 +290,12 @@ impl SimulatedRobot {
 
     fn refuse(&self, state: &mut State, order: Order, why: &str) -> Answer {
         self.remember(state, &order);
-        self.say(state, &order.mission, MissionStatus::Failed, &format!("refused: {why}"));
+        self.say(
+            state,
+            &order.mission,
+            MissionStatus::Failed,
+            &format!("refused: {why}"),
+        );
         Answer::Refused(why.into())
     }
 
@@ -293,7 +315,13 @@ impl SimulatedRobot {
             stopping_for: None,
         };
         let execution = Some((&*motion.key, &*motion.execution));
-        self.0.log.add(LogEvent::MotionStart, self.id(), &motion.mission, execution, None);
+        self.0.log.add(
+            LogEvent::MotionStart,
+            self.id(),
+            &motion.mission,
+            execution,
+            None,
+        );
         let mission = motion.mission.clone();
         if let Some(known) = state.missions.get_mut(&mission) {
             known.last.action_execution_id.clone_from(&motion.execution);
@@ -314,7 +342,9 @@ impl SimulatedRobot {
     /// The motion of this number has come to its own end, unless something else ended it.
     fn finish(&self, state: &mut State, number: u64) {
         let ended = |motion: &mut Motion| motion.number == number && motion.stopping_for.is_none();
-        let Some(motion) = state.motion.take_if(ended) else { return };
+        let Some(motion) = state.motion.take_if(ended) else {
+            return;
+        };
         let (outcome, why) = match motion.behaviour {
             Behaviour::Fail => (MissionStatus::Failed, "it is told to fail"),
             _ => (MissionStatus::Succeeded, ""),
@@ -326,9 +356,16 @@ impl SimulatedRobot {
 
     fn begin_next(&self, state: &mut State) {
         while state.motion.is_none() {
-            let Some(order) = state.waiting.pop_front() else { return };
+            let Some(order) = state.waiting.pop_front() else {
+                return;
+            };
             if order.expires.is_some_and(|at| at <= Instant::now()) {
-                self.say(state, &order.mission, MissionStatus::Failed, "refused: it is stale");
+                self.say(
+                    state,
+                    &order.mission,
+                    MissionStatus::Failed,
+                    "refused: it is stale",
+                );
             } else {
                 self.begin(state, order);
             }
@@ -336,9 +373,16 @@ impl SimulatedRobot {
     }
 
     fn stop(&self, state: &mut State, order: Order) -> Answer {
-        self.0.log.add(LogEvent::Stop, self.id(), &order.mission, None, None);
+        self.0
+            .log
+            .add(LogEvent::Stop, self.id(), &order.mission, None, None);
         for waiting in std::mem::take(&mut state.waiting) {
-            self.say(state, &waiting.mission, MissionStatus::Cancelled, "the robot was stopped");
+            self.say(
+                state,
+                &waiting.mission,
+                MissionStatus::Cancelled,
+                "the robot was stopped",
+            );
         }
         let stationary = self.halt_for(state, &order);
         Answer::Stops { stationary }
@@ -346,7 +390,9 @@ impl SimulatedRobot {
 
     fn cancel_action(&self, state: &mut State, order: Order) -> Answer {
         if let Some(motion) = &state.motion {
-            self.0.log.add(LogEvent::Cancel, self.id(), &motion.mission, None, None);
+            self.0
+                .log
+                .add(LogEvent::Cancel, self.id(), &motion.mission, None, None);
         }
         self.halt_for(state, &order);
         Answer::Accepted
@@ -370,7 +416,9 @@ impl SimulatedRobot {
 
     /// Decelerates; the motion then ends cancelled. Halting twice takes no longer.
     fn halt(&self, state: &mut State, on_behalf_of: Option<MissionId>) {
-        let Some(motion) = &mut state.motion else { return };
+        let Some(motion) = &mut state.motion else {
+            return;
+        };
         let already = motion.stopping_for.is_some();
         let waiting = motion.stopping_for.get_or_insert_default();
         waiting.extend(on_behalf_of.filter(|id| !waiting.contains(id)));
@@ -387,7 +435,9 @@ impl SimulatedRobot {
 
     fn stand_still(&self, state: &mut State, number: u64) {
         let stops = |motion: &mut Motion| motion.number == number;
-        let Some(motion) = state.motion.take_if(stops) else { return };
+        let Some(motion) = state.motion.take_if(stops) else {
+            return;
+        };
         self.record_end(&motion, Some(MissionStatus::Cancelled));
         self.say(state, &motion.mission, MissionStatus::Cancelled, "");
         for stop in motion.stopping_for.into_iter().flatten() {
@@ -398,7 +448,13 @@ impl SimulatedRobot {
 
     fn record_end(&self, motion: &Motion, outcome: Option<MissionStatus>) {
         let execution = Some((&*motion.key, &*motion.execution));
-        self.0.log.add(LogEvent::MotionEnd, self.id(), &motion.mission, execution, outcome);
+        self.0.log.add(
+            LogEvent::MotionEnd,
+            self.id(),
+            &motion.mission,
+            execution,
+            outcome,
+        );
     }
 
     /// Keeps a mission in memory, with nothing said about it yet.
@@ -424,9 +480,14 @@ impl SimulatedRobot {
         };
         let key = order.idempotency_key.clone();
         if !key.is_empty() {
-            state.keys.entry(key.clone()).or_insert_with(|| order.mission.clone());
+            state
+                .keys
+                .entry(key.clone())
+                .or_insert_with(|| order.mission.clone());
         }
-        state.missions.insert(order.mission.clone(), Known { last, key });
+        state
+            .missions
+            .insert(order.mission.clone(), Known { last, key });
         state.order.push_back(order.mission.clone());
     }
 
@@ -446,7 +507,9 @@ impl SimulatedRobot {
             Behaviour::AnswerTwice => 2,
             _ => 1,
         };
-        let Some(known) = state.missions.get(mission) else { return };
+        let Some(known) = state.missions.get(mission) else {
+            return;
+        };
         for _ in 0..times {
             let report = known.last.clone();
             if *self.0.present.borrow() {

@@ -114,8 +114,15 @@ impl ExecutionLog {
     /// When the file cannot be opened.
     pub fn open(path: &Path, fsync: bool) -> Result<Self, LogError> {
         let file = OpenOptions::new().append(true).create(true).open(path);
-        let file = file.map_err(|source| LogError::Open { path: path.into(), source })?;
-        let inner = Inner { file: Some(file), fsync, ..Inner::default() };
+        let file = file.map_err(|source| LogError::Open {
+            path: path.into(),
+            source,
+        })?;
+        let inner = Inner {
+            file: Some(file),
+            fsync,
+            ..Inner::default()
+        };
         Ok(Self {
             opened: Instant::now(),
             inner: Arc::new(Mutex::new(inner)),
@@ -127,8 +134,10 @@ impl ExecutionLog {
     /// # Errors
     /// When the file cannot be read, or a line before the last is no entry.
     pub fn read(path: &Path) -> Result<Vec<LogEntry>, LogError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| LogError::Open { path: path.into(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| LogError::Open {
+            path: path.into(),
+            source,
+        })?;
         let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         let parsed = complete.lines().zip(1..).map(|(text, line)| {
             serde_json::from_str(text).map_err(|e| LogError::Line {
@@ -142,7 +151,11 @@ impl ExecutionLog {
 
     /// All entries so far; see [`Self::is_complete`].
     pub fn entries(&self) -> Vec<LogEntry> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).entries.clone()
+        self.inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entries
+            .clone()
     }
 
     /// How often motion began under an idempotency key.
@@ -155,7 +168,11 @@ impl ExecutionLog {
     /// False once something happened that is not in memory or could not be written to the file:
     /// the log then proves nothing.
     pub fn is_complete(&self) -> bool {
-        !self.inner.lock().unwrap_or_else(PoisonError::into_inner).overflowed
+        !self
+            .inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .overflowed
     }
 
     /// Appends an entry, with the time of now.
@@ -194,7 +211,9 @@ impl ExecutionLog {
 
 impl Inner {
     fn write(&mut self, entry: &LogEntry) -> io::Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
         file.write_all(&line)?;
@@ -203,7 +222,9 @@ impl Inner {
 }
 
 pub(super) fn rfc3339(at: SystemTime) -> String {
-    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
+    OffsetDateTime::from(at)
+        .format(&Rfc3339)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -217,15 +238,38 @@ mod tests {
         let path = folder.path().join("log");
         let log = ExecutionLog::open(&path, true).unwrap();
         let (robot, mission) = ("r".parse().unwrap(), "m".parse().unwrap());
-        log.add(LogEvent::MotionStart, &robot, &mission, Some(("k", "x")), None);
+        log.add(
+            LogEvent::MotionStart,
+            &robot,
+            &mission,
+            Some(("k", "x")),
+            None,
+        );
         let outcome = Some(MissionStatus::Succeeded);
-        log.add(LogEvent::MotionEnd, &robot, &mission, Some(("k", "x")), outcome);
-        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"event\":\"mo").unwrap();
+        log.add(
+            LogEvent::MotionEnd,
+            &robot,
+            &mission,
+            Some(("k", "x")),
+            outcome,
+        );
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"{\"event\":\"mo")
+            .unwrap();
         let read = ExecutionLog::read(&path).unwrap();
         assert_eq!(read, log.entries());
-        assert_eq!((read.len(), log.executions_of("k"), log.executions_of("j")), (2, 1, 0));
+        assert_eq!(
+            (read.len(), log.executions_of("k"), log.executions_of("j")),
+            (2, 1, 0)
+        );
         assert!(log.is_complete() && read[0].monotonic_ns <= read[1].monotonic_ns);
         std::fs::write(&path, "nonsense\n").unwrap();
-        assert!(matches!(ExecutionLog::read(&path), Err(LogError::Line { line: 1, .. })));
+        assert!(matches!(
+            ExecutionLog::read(&path),
+            Err(LogError::Line { line: 1, .. })
+        ));
     }
 }

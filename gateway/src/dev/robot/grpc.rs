@@ -11,7 +11,10 @@ use portarium_identity::ServerTls;
 use portarium_protocols::{
     grpc::{
         Connections,
-        pb::{self, mission_service_server::{MissionService, MissionServiceServer}},
+        pb::{
+            self,
+            mission_service_server::{MissionService, MissionServiceServer},
+        },
         server::{ServerLimits, serve},
     },
     ids::{MissionId, RobotId},
@@ -71,12 +74,20 @@ impl GrpcRobots {
             .collect();
         let stop = CancellationToken::new();
         let service = Service {
-            by_id: robots.iter().map(|robot| (robot.id().clone(), robot.clone())).collect(),
+            by_id: robots
+                .iter()
+                .map(|robot| (robot.id().clone(), robot.clone()))
+                .collect(),
             reports,
             watch: config.watch,
         };
         let task = tokio::spawn(run(listener, local_addr, config.tls, service, stop.clone()));
-        Ok(Self { robots, local_addr, stop, task })
+        Ok(Self {
+            robots,
+            local_addr,
+            stop,
+            task,
+        })
     }
 
     /// The robots, in the order given.
@@ -109,7 +120,12 @@ async fn run(
     service: Service,
     stop: CancellationToken,
 ) {
-    let alone = service.by_id.values().next().filter(|_| service.by_id.len() == 1).cloned();
+    let alone = service
+        .by_id
+        .values()
+        .next()
+        .filter(|_| service.by_id.len() == 1)
+        .cloned();
     let mut presence = alone.as_ref().map(SimulatedRobot::presence);
     let mut listener = Some(listener);
     while !stop.is_cancelled() {
@@ -125,7 +141,14 @@ async fn run(
         };
         let routes = Routes::new(MissionServiceServer::new(service.clone()));
         let limits = ServerLimits::default();
-        let serving = serve(listening, tls.clone(), routes, limits, Connections::new(), stop.clone());
+        let serving = serve(
+            listening,
+            tls.clone(),
+            routes,
+            limits,
+            Connections::new(),
+            stop.clone(),
+        );
         // Dropping what serves cuts its connections.
         tokio::select! {
             ended = serving => {
@@ -161,7 +184,9 @@ struct Service {
 impl Service {
     fn known(&self, mission: &str) -> Option<(&SimulatedRobot, RobotReport)> {
         let mission: MissionId = mission.parse().ok()?;
-        self.by_id.values().find_map(|robot| Some((robot, robot.status(&mission)?)))
+        self.by_id
+            .values()
+            .find_map(|robot| Some((robot, robot.status(&mission)?)))
     }
 
     /// Leaves the caller waiting if the robot that he asks does not talk: the one that knows the
@@ -178,10 +203,18 @@ impl Service {
 fn order(request: &pb::DispatchMissionRequest) -> Result<Order, String> {
     let parameters = request.parameters.as_ref();
     Ok(Order {
-        mission: request.mission_id.parse().map_err(|e| format!("mission_id {e}"))?,
-        action_type: request.action_type.parse().map_err(|()| "action_type is unknown")?,
+        mission: request
+            .mission_id
+            .parse()
+            .map_err(|e| format!("mission_id {e}"))?,
+        action_type: request
+            .action_type
+            .parse()
+            .map_err(|()| "action_type is unknown")?,
         idempotency_key: request.idempotency_key.clone(),
-        duration: parameters.and_then(|p| p.fields.get("duration")).and_then(|text| seconds(text)),
+        duration: parameters
+            .and_then(|p| p.fields.get("duration"))
+            .and_then(|text| seconds(text)),
         expires: None,
     })
 }
@@ -198,7 +231,11 @@ fn answer_to(request: pb::DispatchMissionRequest) -> pb::DispatchMissionResponse
     }
 }
 
-fn rejected(request: pb::DispatchMissionRequest, reason: &str, message: String) -> pb::DispatchMissionResponse {
+fn rejected(
+    request: pb::DispatchMissionRequest,
+    reason: &str,
+    message: String,
+) -> pb::DispatchMissionResponse {
     pb::DispatchMissionResponse {
         status: pb::DispatchStatus::Rejected.into(),
         reject_reason: reason.into(),
@@ -223,25 +260,38 @@ fn update(position: u64, report: &RobotReport) -> pb::MissionUpdate {
 }
 
 /// The reports after a position that a request selects, without an end.
-fn follow(reports: Reports, wanted: pb::WatchMissionsRequest) -> impl Stream<Item = pb::MissionUpdate> {
+fn follow(
+    reports: Reports,
+    wanted: pb::WatchMissionsRequest,
+) -> impl Stream<Item = pb::MissionUpdate> {
     let mut last = reports.last();
-    let position = if wanted.from_now { *last.borrow_and_update() } else { wanted.after_position };
-    let batches = stream::unfold((reports, last, position), |(reports, mut last, position)| async move {
-        loop {
-            last.borrow_and_update();
-            let batch = reports.after(position, BATCH);
-            if let Some((newest, _)) = batch.last() {
-                let newest = *newest;
-                return Some((VecDeque::from(batch), (reports, last, newest)));
+    let position = if wanted.from_now {
+        *last.borrow_and_update()
+    } else {
+        wanted.after_position
+    };
+    let batches = stream::unfold(
+        (reports, last, position),
+        |(reports, mut last, position)| async move {
+            loop {
+                last.borrow_and_update();
+                let batch = reports.after(position, BATCH);
+                if let Some((newest, _)) = batch.last() {
+                    let newest = *newest;
+                    return Some((VecDeque::from(batch), (reports, last, newest)));
+                }
+                last.changed().await.ok()?;
             }
-            last.changed().await.ok()?;
-        }
-    });
-    batches.flat_map(stream::iter).filter_map(move |(position, report)| {
-        let selected = (wanted.mission_id.is_empty() || wanted.mission_id == report.mission.as_str())
-            && (wanted.robot_id.is_empty() || wanted.robot_id == report.robot.as_str());
-        std::future::ready(selected.then(|| update(position, &report)))
-    })
+        },
+    );
+    batches
+        .flat_map(stream::iter)
+        .filter_map(move |(position, report)| {
+            let selected = (wanted.mission_id.is_empty()
+                || wanted.mission_id == report.mission.as_str())
+                && (wanted.robot_id.is_empty() || wanted.robot_id == report.robot.as_str());
+            std::future::ready(selected.then(|| update(position, &report)))
+        })
 }
 
 #[tonic::async_trait]
@@ -264,9 +314,19 @@ impl MissionService for Service {
             Answer::Accepted => answer_to(request),
             Answer::Refused(why) => rejected(request, "InvalidState", why),
             Answer::Stops { stationary } => {
-                let state = if stationary { pb::StopState::Stationary } else { pb::StopState::Accepted };
-                let stop = pb::StopOutcome { state: state.into(), ..pb::StopOutcome::default() };
-                pb::DispatchMissionResponse { stop: Some(stop), ..answer_to(request) }
+                let state = if stationary {
+                    pb::StopState::Stationary
+                } else {
+                    pb::StopState::Accepted
+                };
+                let stop = pb::StopOutcome {
+                    state: state.into(),
+                    ..pb::StopOutcome::default()
+                };
+                pb::DispatchMissionResponse {
+                    stop: Some(stop),
+                    ..answer_to(request)
+                }
             }
         };
         Ok(Response::new(response))
@@ -280,7 +340,9 @@ impl MissionService for Service {
         let Ok(mission) = request.mission_id.parse::<MissionId>() else {
             return Err(Status::invalid_argument("mission_id"));
         };
-        let before = self.known(mission.as_str()).map(|(_, report)| report.status);
+        let before = self
+            .known(mission.as_str())
+            .map(|(_, report)| report.status);
         for robot in self.by_id.values() {
             robot.cancel(&mission);
         }
@@ -290,7 +352,10 @@ impl MissionService for Service {
         Ok(Response::new(pb::CancelMissionResponse {
             accepted: before.is_some_and(|status| !status.is_terminal()),
             cancelled_at: ended.map(|report| report.observed_at).unwrap_or_default(),
-            message: before.map_or_else(|| "unknown mission".into(), |status| format!("it was {status}")),
+            message: before.map_or_else(
+                || "unknown mission".into(),
+                |status| format!("it was {status}"),
+            ),
         }))
     }
 
@@ -313,7 +378,8 @@ impl MissionService for Service {
         }))
     }
 
-    type WatchMissionsStream = Pin<Box<dyn Stream<Item = Result<pb::MissionUpdate, Status>> + Send>>;
+    type WatchMissionsStream =
+        Pin<Box<dyn Stream<Item = Result<pb::MissionUpdate, Status>> + Send>>;
 
     async fn watch_missions(
         &self,
@@ -347,15 +413,24 @@ impl MissionService for Service {
         Err(not_a_robots())
     }
 
-    async fn get_robot(&self, _: Request<pb::GetRobotRequest>) -> Result<Response<pb::Robot>, Status> {
+    async fn get_robot(
+        &self,
+        _: Request<pb::GetRobotRequest>,
+    ) -> Result<Response<pb::Robot>, Status> {
         Err(not_a_robots())
     }
 
-    async fn hold_robot(&self, _: Request<pb::HoldRobotRequest>) -> Result<Response<pb::Robot>, Status> {
+    async fn hold_robot(
+        &self,
+        _: Request<pb::HoldRobotRequest>,
+    ) -> Result<Response<pb::Robot>, Status> {
         Err(not_a_robots())
     }
 
-    async fn release_robot(&self, _: Request<pb::ReleaseRobotRequest>) -> Result<Response<pb::Robot>, Status> {
+    async fn release_robot(
+        &self,
+        _: Request<pb::ReleaseRobotRequest>,
+    ) -> Result<Response<pb::Robot>, Status> {
         Err(not_a_robots())
     }
 }
@@ -363,3 +438,7 @@ impl MissionService for Service {
 fn not_a_robots() -> Status {
     Status::unimplemented("a robot does not serve this")
 }
+
+#[cfg(test)]
+#[path = "grpc_tests.rs"]
+mod tests;

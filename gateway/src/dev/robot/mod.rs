@@ -16,7 +16,7 @@ mod wire;
 
 pub use self::core::{Answer, Order, SimulatedRobot};
 pub use execution_log::{ExecutionLog, LogEntry, LogError, LogEvent};
-pub use reports::{RobotReport, Reports};
+pub use reports::{Reports, RobotReport};
 
 use portarium_protocols::ids::RobotId;
 use std::{str::FromStr, time::Duration};

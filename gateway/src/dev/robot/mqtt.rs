@@ -1,6 +1,11 @@
 //! Robots that speak MQTT: the contract's topics, a lasting session, presence with a last will.
 
-use super::{ExecutionLog, RobotConfig, SimulatedRobot, core::Order, reports::{Reports, RobotReport}, wire};
+use super::{
+    ExecutionLog, RobotConfig, SimulatedRobot,
+    core::Order,
+    reports::{Reports, RobotReport},
+    wire,
+};
 use portarium_identity::{ClientTls, IdentityError, Lease, Peer};
 use portarium_protocols::ids::{RobotId, TenantId};
 use rumqttc::{
@@ -9,7 +14,10 @@ use rumqttc::{
         AsyncClient, ClientError, ConnectionError, Event, EventLoop, MqttOptions,
         mqttbytes::{
             QoS,
-            v5::{Filter, LastWill, LastWillProperties, Packet, PubAckReason, Publish, SubscribeReasonCode},
+            v5::{
+                Filter, LastWill, LastWillProperties, Packet, PubAckReason, Publish,
+                SubscribeReasonCode,
+            },
         },
     },
 };
@@ -110,14 +118,22 @@ impl MqttRobots {
         let stop = CancellationToken::new();
         let front = Front {
             config,
-            by_id: robots.iter().map(|robot| (robot.id().clone(), robot.clone())).collect(),
+            by_id: robots
+                .iter()
+                .map(|robot| (robot.id().clone(), robot.clone()))
+                .collect(),
             reports,
             acknowledged: AtomicU64::new(0),
             ready: ready_now,
             stop: stop.clone(),
         };
         let task = tokio::spawn(front.run());
-        Self { robots, ready, stop, task }
+        Self {
+            robots,
+            ready,
+            stop,
+            task,
+        }
     }
 
     /// The robots, in the order given.
@@ -268,7 +284,9 @@ impl Front {
         network.set_tcp_nodelay(true);
         events.options.set_network_options(network);
         let session_present = loop {
-            let event = timeout(CONNECT_TIME, events.poll()).await.map_err(|_| FrontError::Timeout)?;
+            let event = timeout(CONNECT_TIME, events.poll())
+                .await
+                .map_err(|_| FrontError::Timeout)?;
             if let Event::Incoming(Packet::ConnAck(answer)) = event? {
                 break answer.session_present;
             }
@@ -305,16 +323,30 @@ impl Front {
             };
             let topic = self.presence_topic(robot.id());
             let offline = wire::presence(false);
-            options.set_last_will(LastWill::new(topic, offline, QoS::AtLeastOnce, true, Some(properties)));
+            options.set_last_will(LastWill::new(
+                topic,
+                offline,
+                QoS::AtLeastOnce,
+                true,
+                Some(properties),
+            ));
         }
-        let Some(tls) = &config.tls else { return Ok((options, None)) };
+        let Some(tls) = &config.tls else {
+            return Ok((options, None));
+        };
         let (tls, peer) = tls.config()?;
         options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
         Ok((options, Some(peer)))
     }
 
     async fn live(&self, connection: Connection) -> End {
-        let Connection { client, mut events, session_present, lease, sent } = connection;
+        let Connection {
+            client,
+            mut events,
+            session_present,
+            lease,
+            sent,
+        } = connection;
         if session_present {
             self.ready.send_replace(true);
         }
@@ -356,12 +388,16 @@ impl Front {
 
     /// Makes the next connection when it is time to; by then the broker has closed this one.
     async fn renew(&self, lease: Option<Lease>) -> Connection {
-        let Some(lease) = lease else { return std::future::pending().await };
+        let Some(lease) = lease else {
+            return std::future::pending().await;
+        };
         sleep_until(lease.renew).await;
         loop {
             match self.connect().await {
                 Ok(next) => return next,
-                Err(error) => tracing::info!(client_id = self.config.client_id, %error, "cannot renew the connection"),
+                Err(error) => {
+                    tracing::info!(client_id = self.config.client_id, %error, "cannot renew the connection")
+                }
             }
             sleep(LAST_RETRY).await;
         }
@@ -373,16 +409,26 @@ impl Front {
             match events.poll().await {
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.receive(&publish),
                 Ok(Event::Incoming(Packet::PubAck(ack))) => {
-                    if !matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
+                    if !matches!(
+                        ack.reason,
+                        PubAckReason::Success | PubAckReason::NoMatchingSubscribers
+                    ) {
                         tracing::warn!(reason = ?ack.reason, "the broker refused a message");
                     }
-                    let oldest = sent.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let oldest = sent
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .pop_front();
                     if let Some(Some(position)) = oldest {
                         self.acknowledged.store(position, Ordering::Relaxed);
                     }
                 }
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                    if ack.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
+                    if ack
+                        .return_codes
+                        .iter()
+                        .any(|code| !matches!(code, SubscribeReasonCode::Success(_)))
+                    {
                         tracing::error!(codes = ?ack.return_codes, "the broker refused a subscription");
                     }
                     unsubscribed = unsubscribed.saturating_sub(1);
@@ -412,10 +458,19 @@ impl Front {
                 last.borrow_and_update();
                 loop {
                     let reports = self.reports.after(position, BATCH);
-                    let Some((newest, _)) = reports.last() else { break };
+                    let Some((newest, _)) = reports.last() else {
+                        break;
+                    };
                     position = *newest;
                     for (at, report) in reports {
-                        self.publish(client, sent, Some(at), self.status_topic(&report), wire::status(&report)).await?;
+                        self.publish(
+                            client,
+                            sent,
+                            Some(at),
+                            self.status_topic(&report),
+                            wire::status(&report),
+                        )
+                        .await?;
                     }
                 }
                 // An error means that the reports are gone, which cannot be: they are ours.
@@ -435,7 +490,9 @@ impl Front {
         let mut filters: Vec<_> = self.by_id.keys().map(commands).collect();
         filters.push(format!("portarium/{tenant}/missions/+/cancel"));
         for some in filters.chunks(BATCH) {
-            let some = some.iter().map(|filter| Filter::new(filter, QoS::AtLeastOnce));
+            let some = some
+                .iter()
+                .map(|filter| Filter::new(filter, QoS::AtLeastOnce));
             client.subscribe_many(some).await?;
         }
         Ok(())
@@ -448,7 +505,14 @@ impl Front {
         robot: &RobotId,
         online: bool,
     ) -> Result<(), FrontError> {
-        self.publish(client, sent, None, self.presence_topic(robot), wire::presence(online)).await
+        self.publish(
+            client,
+            sent,
+            None,
+            self.presence_topic(robot),
+            wire::presence(online),
+        )
+        .await
     }
 
     async fn publish(
@@ -459,8 +523,12 @@ impl Front {
         topic: String,
         payload: Vec<u8>,
     ) -> Result<(), FrontError> {
-        sent.lock().unwrap_or_else(PoisonError::into_inner).push_back(position);
-        client.publish(topic, QoS::AtLeastOnce, true, payload).await?;
+        sent.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(position);
+        client
+            .publish(topic, QoS::AtLeastOnce, true, payload)
+            .await?;
         Ok(())
     }
 
@@ -473,14 +541,20 @@ impl Front {
         match self.config.statuses {
             StatusTopics::Shared => format!("portarium/{tenant}/missions/{mission}/status"),
             StatusTopics::Own => {
-                format!("portarium/{tenant}/robots/{}/missions/{mission}/status", report.robot)
+                format!(
+                    "portarium/{tenant}/robots/{}/missions/{mission}/status",
+                    report.robot
+                )
             }
         }
     }
 
     fn receive(&self, publish: &Publish) {
         let topic = String::from_utf8_lossy(&publish.topic);
-        let after = publish.properties.as_ref().and_then(|p| p.message_expiry_interval);
+        let after = publish
+            .properties
+            .as_ref()
+            .and_then(|p| p.message_expiry_interval);
         let expires = after.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()));
         let read = if topic.ends_with("/cancel") {
             wire::cancel(&publish.payload).map(|mission| {
@@ -489,7 +563,8 @@ impl Front {
                 }
             })
         } else {
-            wire::command(&publish.payload, expires).and_then(|(id, order)| self.order(&topic, &id, order))
+            wire::command(&publish.payload, expires)
+                .and_then(|(id, order)| self.order(&topic, &id, order))
         };
         if let Err(reason) = read {
             tracing::warn!(%topic, reason, "message ignored");
@@ -506,3 +581,7 @@ impl Front {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "mqtt_tests.rs"]
+mod tests;

@@ -55,7 +55,10 @@ impl Default for Reports {
 impl Reports {
     /// None yet.
     pub fn new() -> Self {
-        let ring = Ring { reports: VecDeque::new(), first: 1 };
+        let ring = Ring {
+            reports: VecDeque::new(),
+            first: 1,
+        };
         Self {
             ring: Arc::new(Mutex::new(ring)),
             last: watch::Sender::new(0),
@@ -115,12 +118,19 @@ mod tests {
         let last = *reports.last().borrow();
         assert_eq!(last, KEPT as u64 + 3);
         let positions = |from, most| -> Vec<u64> {
-            reports.after(from, most).into_iter().map(|(position, _)| position).collect()
+            reports
+                .after(from, most)
+                .into_iter()
+                .map(|(position, _)| position)
+                .collect()
         };
         assert_eq!(positions(0, 2), [4, 5]);
         assert_eq!(positions(last - 1, 10), [last]);
         assert!(positions(last, 10).is_empty());
         assert!(positions(u64::MAX, 10).is_empty());
-        assert_eq!(reports.after(last - 1, 1)[0].1.mission.as_str(), format!("m{}", KEPT + 2));
+        assert_eq!(
+            reports.after(last - 1, 1)[0].1.mission.as_str(),
+            format!("m{}", KEPT + 2)
+        );
     }
 }

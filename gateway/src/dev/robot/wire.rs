@@ -1,10 +1,6 @@
 //! The JSON of the contract as a robot reads and writes it.
 
-use super::{
-    core::Order,
-    execution_log::rfc3339,
-    reports::RobotReport,
-};
+use super::{core::Order, execution_log::rfc3339, reports::RobotReport};
 use portarium_protocols::{
     ids::{MissionId, RobotId},
     mission::ActionType,
@@ -66,24 +62,37 @@ fn open<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, String> {
     let envelope: Envelope<T> = serde_json::from_slice(payload)
         .map_err(|e| format!("no JSON of the contract at column {}", e.column()))?;
     if envelope.schema_version != SCHEMA_VERSION {
-        return Err(format!("schema version {} is unknown", envelope.schema_version));
+        return Err(format!(
+            "schema version {} is unknown",
+            envelope.schema_version
+        ));
     }
     Ok(envelope.payload)
 }
 
 fn seal<T: Serialize>(payload: T) -> Vec<u8> {
     let sent_at = rfc3339(SystemTime::now());
-    let envelope = Envelope { schema_version: SCHEMA_VERSION, sent_at, payload };
+    let envelope = Envelope {
+        schema_version: SCHEMA_VERSION,
+        sent_at,
+        payload,
+    };
     // Texts and integers only: this cannot fail.
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
 /// Reads a command, for the robot that it names.
-pub(super) fn command(payload: &[u8], expires: Option<Instant>) -> Result<(RobotId, Order), String> {
+pub(super) fn command(
+    payload: &[u8],
+    expires: Option<Instant>,
+) -> Result<(RobotId, Order), String> {
     let read: CommandPayload = open(payload)?;
     let order = Order {
         mission: read.mission_id,
-        action_type: read.action_type.parse::<ActionType>().map_err(|()| "unknown action type")?,
+        action_type: read
+            .action_type
+            .parse::<ActionType>()
+            .map_err(|()| "unknown action type")?,
         idempotency_key: read.idempotency_key,
         duration: read.parameters.duration.as_deref().and_then(seconds),
         expires,
@@ -105,13 +114,17 @@ pub(super) fn status(report: &RobotReport) -> Vec<u8> {
 }
 
 pub(super) fn presence(online: bool) -> Vec<u8> {
-    seal(PresencePayload { state: if online { "online" } else { "offline" } })
+    seal(PresencePayload {
+        state: if online { "online" } else { "offline" },
+    })
 }
 
 /// A decimal number of seconds; `None` if it is none, negative, or longer than an hour.
 pub(super) fn seconds(text: &str) -> Option<Duration> {
     let seconds: f64 = text.parse().ok()?;
-    (0.0..=MAX_SECONDS).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+    (0.0..=MAX_SECONDS)
+        .contains(&seconds)
+        .then(|| Duration::from_secs_f64(seconds))
 }
 
 #[cfg(test)]
@@ -133,7 +146,10 @@ mod tests {
         };
         let (robot, order) = command(json(1, "robot:execute_action").as_bytes(), None).unwrap();
         assert_eq!(robot.as_str(), "r");
-        assert_eq!((order.mission.as_str(), &*order.idempotency_key), ("m", "k"));
+        assert_eq!(
+            (order.mission.as_str(), &*order.idempotency_key),
+            ("m", "k")
+        );
         assert_eq!(order.duration, Some(Duration::from_millis(2500)));
         assert!(command(json(2, "robot:execute_action").as_bytes(), None).is_err());
         assert!(command(json(1, "robot:dance").as_bytes(), None).is_err());
