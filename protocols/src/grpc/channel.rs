@@ -5,7 +5,7 @@
 
 use super::{
     error::GrpcError,
-    stream::{LeasedStream, OPENING, prepare_socket},
+    stream::{Cut, LeasedStream, OPENING, PLAINTEXT_LEASE, prepare_socket},
     target::Target,
 };
 use futures::future::BoxFuture;
@@ -19,6 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use portarium_identity::{ClientTls, Lease, Peer};
+use rustls::pki_types::CertificateDer;
 use std::{
     sync::Arc,
     task::{Context, Poll},
@@ -30,21 +31,21 @@ use tokio::{
     net::TcpStream,
     sync::oneshot,
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tonic::body::Body;
+
+/// A ping after so much silence: a peer that vanished is missed within 5 s.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(2);
 
 /// TCP resends a lost SYN after 1, 3 and 7 s. Trying anew after two finds a peer that came back
 /// sooner than waiting for the third would.
 const TCP_CONNECT: Duration = Duration::from_secs(2);
 
-/// The length of connections without certificates (`development`).
-const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
-
 /// Makes one connection, for callers that live for a few calls. It ends with its certificates;
 /// what lives longer uses [`Connection`](super::Connection).
 pub async fn connect(target: &Target, tls: Option<&ClientTls>) -> Result<Channel, GrpcError> {
-    open(target, tls).await.map(|live| live.channel)
+    open(target, tls, KEEPALIVE).await.map(|live| live.channel)
 }
 
 /// A connection as a transport for tonic's clients. Cheap to clone. Never connects again and
@@ -60,6 +61,8 @@ struct OtherEnd {
     scheme: Scheme,
     authority: Authority,
     peer: Option<Peer>,
+    chain: Vec<CertificateDer<'static>>,
+    cut: Arc<Cut>,
 }
 
 impl Channel {
@@ -71,6 +74,13 @@ impl Channel {
     /// Whether further calls are in vain.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Cuts the connection, with whatever is on it, if its peer would not be accepted now.
+    pub(super) fn recheck(&self, tls: &ClientTls) {
+        if tls.recheck(&self.other_end.chain).is_err() {
+            self.other_end.cut.cut();
+        }
     }
 }
 
@@ -151,7 +161,11 @@ pub(super) struct Live {
 
 /// Connects, and returns once the other end has spoken HTTP/2: only then it has accepted our
 /// certificate.
-pub(super) async fn open(target: &Target, tls: Option<&ClientTls>) -> Result<Live, GrpcError> {
+pub(super) async fn open(
+    target: &Target,
+    tls: Option<&ClientTls>,
+    keepalive: Duration,
+) -> Result<Live, GrpcError> {
     let connecting = TcpStream::connect((target.host(), target.port()));
     let tcp = timeout(TCP_CONNECT, connecting)
         .await
@@ -159,36 +173,43 @@ pub(super) async fn open(target: &Target, tls: Option<&ClientTls>) -> Result<Liv
         .map_err(GrpcError::Connect)?;
     prepare_socket(&tcp).map_err(GrpcError::Connect)?;
     let Some(tls) = tls else {
-        let lease = plaintext_lease(Instant::now());
-        return speak_http2(target, tcp, None, lease).await;
+        let lease = Lease::of(PLAINTEXT_LEASE);
+        return speak_http2(target, tcp, keepalive, None, lease).await;
     };
     let (stream, peer) = timeout(OPENING, tls.connect(target.server_name().clone(), tcp))
         .await
         .map_err(|_| GrpcError::ConnectTimeout(OPENING))??;
     let lease = peer.lease(SystemTime::now());
-    speak_http2(target, stream, Some(peer), lease).await
-}
-
-fn plaintext_lease(now: Instant) -> Lease {
-    Lease {
-        ends: now + PLAINTEXT_LEASE,
-        renew: now + PLAINTEXT_LEASE / 2,
-    }
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let chain = chain.iter().cloned().map(CertificateDer::into_owned);
+    let authenticated = Some((peer, chain.collect()));
+    speak_http2(target, stream, keepalive, authenticated, lease).await
 }
 
 async fn speak_http2<IO>(
     target: &Target,
     io: IO,
-    peer: Option<Peer>,
+    keepalive: Duration,
+    authenticated: Option<(Peer, Vec<CertificateDer<'static>>)>,
     lease: Lease,
 ) -> Result<Live, GrpcError>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (heard, hears) = oneshot::channel();
-    let stream = TokioIo::new(LeasedStream::new(io, lease.ends, 1, Some(heard)));
-    let refused = |error: hyper::Error| GrpcError::Refused(chain(&error));
-    let (sender, connection) = http2_builder().handshake(stream).await.map_err(refused)?;
+    let cut = Arc::<Cut>::default();
+    let stream = TokioIo::new(LeasedStream::new(
+        io,
+        cut.clone(),
+        lease.ends,
+        1,
+        Some(heard),
+    ));
+    let refused = |error: hyper::Error| GrpcError::Refused(with_sources(&error));
+    let (sender, connection) = http2_builder(keepalive)
+        .handshake(stream)
+        .await
+        .map_err(refused)?;
     let mut driver = tokio::spawn(connection);
     tokio::select! {
         biased;
@@ -198,6 +219,7 @@ where
             Ok(Ok(())) | Err(_) => GrpcError::Refused("it gave no reason".to_owned()),
         }),
     }
+    let (peer, chain) = authenticated.unzip();
     let scheme = if peer.is_some() {
         Scheme::HTTPS
     } else {
@@ -208,6 +230,8 @@ where
         scheme,
         authority,
         peer,
+        chain: chain.unwrap_or_default(),
+        cut,
     });
     Ok(Live {
         channel: Channel { sender, other_end },
@@ -216,11 +240,11 @@ where
     })
 }
 
-fn http2_builder() -> http2::Builder<TokioExecutor> {
+fn http2_builder(keepalive: Duration) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_interval(keepalive)
         .keep_alive_timeout(Duration::from_secs(3))
         .keep_alive_while_idle(true)
         .max_header_list_size(16 * 1024)
@@ -230,8 +254,15 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
     builder
 }
 
+/// Whether the peer ended the connection because of too many pings: gRPC servers built on the C
+/// core or on Go take no more than one in five minutes unless they are told otherwise.
+pub(super) fn asks_for_calm(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    source.is_some_and(|e| e.is_go_away() && e.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
+}
+
 /// An error with its sources, for people: hyper's own text names only the layer.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

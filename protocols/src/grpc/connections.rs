@@ -1,22 +1,24 @@
 //! The live connections of one listener: counted, and closed by predicate.
 
-use super::error::GrpcError;
+use super::{error::GrpcError, stream::Cut};
 use futures::task::AtomicWaker;
-use portarium_identity::{Peer, TlsError};
+use portarium_identity::{Peer, ServerTls, TlsError};
+use rustls::pki_types::CertificateDer;
 use std::{
     collections::HashMap,
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
 };
 
 /// The connections of one listener: what happened at its door, and who is in.
 #[derive(Debug, Default)]
 pub struct Connections {
     open: Mutex<HashMap<u64, Entry>>,
+    rechecks: AtomicU64,
     accepted: AtomicU64,
     turned_away: AtomicU64,
     established: AtomicU64,
@@ -28,8 +30,16 @@ pub struct Connections {
 
 #[derive(Debug)]
 struct Entry {
-    peer: Option<Arc<Peer>>,
-    order: Arc<Order>,
+    peer: Option<Authenticated>,
+    drain: Arc<Drain>,
+    cut: Arc<Cut>,
+}
+
+/// Who is on the other end of a connection, and the chain that proved it, leaf first.
+#[derive(Debug, Clone)]
+pub(super) struct Authenticated {
+    pub(super) peer: Arc<Peer>,
+    pub(super) chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// What happened at the door since the start.
@@ -74,22 +84,44 @@ impl Connections {
         }
     }
 
-    /// Cuts the connections of all peers that `unwanted` names, with whatever is on them: after
-    /// a change of policy those that it no longer admits. Returns how many. Connections without
-    /// TLS have no peer and stay.
+    /// Cuts the connections of all peers that `unwanted` names, with whatever is on them: a deny
+    /// list. Returns how many. Connections without TLS have no peer and stay.
     pub fn close_where(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
+        self.cut_where(|authenticated| unwanted(&authenticated.peer))
+    }
+
+    /// Cuts the connections of all peers that would not be accepted now, with whatever is on
+    /// them: after a change of policy, a bundle that was removed, an authority that was revoked,
+    /// or the end of our own identity. Returns how many. Verifies a signature or two for each
+    /// connection, about 0.1 ms.
+    pub fn recheck(&self, tls: &ServerTls) -> usize {
+        self.rechecks.fetch_add(1, Ordering::AcqRel);
+        self.cut_where(|authenticated| tls.recheck(&authenticated.chain).is_err())
+    }
+
+    /// How often [`recheck`](Self::recheck) was called: whose handshake was under way meanwhile
+    /// has to check again.
+    pub(super) fn rechecks(&self) -> u64 {
+        self.rechecks.load(Ordering::Acquire)
+    }
+
+    fn cut_where(&self, unwanted: impl Fn(&Authenticated) -> bool) -> usize {
         let open = self.open();
-        let cut = open
+        let with_peer = open
             .values()
-            .filter(|entry| entry.peer.as_deref().is_some_and(&unwanted));
-        cut.map(|entry| entry.order.give(CUT)).count()
+            .filter_map(|entry| Some((entry.peer.clone()?, entry.cut.clone())));
+        let with_peer: Vec<_> = with_peer.collect();
+        // The lock is not held while signatures are verified.
+        drop(open);
+        let unwanted = with_peer
+            .iter()
+            .filter(|(authenticated, _)| unwanted(authenticated));
+        unwanted.map(|(_, cut)| cut.cut()).count()
     }
 
     /// Asks all connections to finish.
     pub(super) fn drain(&self) {
-        self.open()
-            .values()
-            .for_each(|entry| entry.order.give(DRAIN));
+        self.open().values().for_each(|entry| entry.drain.ask());
     }
 
     pub(super) fn count_accepted(&self) {
@@ -112,19 +144,20 @@ impl Connections {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn register(self: &Arc<Self>, peer: Option<Arc<Peer>>) -> Registered {
-        let id = self.established.fetch_add(1, Ordering::Relaxed);
-        let order = Arc::new(Order::default());
+    pub(super) fn register(self: &Arc<Self>, peer: Option<Authenticated>) -> Registered {
+        let registered = Registered {
+            connections: self.clone(),
+            id: self.established.fetch_add(1, Ordering::Relaxed),
+            drain: Arc::default(),
+            cut: Arc::default(),
+        };
         let entry = Entry {
             peer,
-            order: order.clone(),
+            drain: registered.drain.clone(),
+            cut: registered.cut.clone(),
         };
-        self.open().insert(id, entry);
-        Registered {
-            connections: self.clone(),
-            id,
-            order,
-        }
+        self.open().insert(registered.id, entry);
+        registered
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
@@ -136,18 +169,14 @@ impl Connections {
 pub(super) struct Registered {
     connections: Arc<Connections>,
     id: u64,
-    order: Arc<Order>,
+    drain: Arc<Drain>,
+    pub(super) cut: Arc<Cut>,
 }
 
 impl Registered {
-    /// Waits until the connection is to finish or to go.
+    /// Waits until the connection is asked to finish.
     pub(super) async fn drained(&self) {
-        self.order.reaches(DRAIN).await;
-    }
-
-    /// Waits until the connection is to go at once.
-    pub(super) async fn cut(&self) {
-        self.order.reaches(CUT).await;
+        poll_fn(|cx| self.drain.poll_asked(cx)).await;
     }
 }
 
@@ -157,33 +186,26 @@ impl Drop for Registered {
     }
 }
 
-const DRAIN: u8 = 1;
-const CUT: u8 = 2;
-
-/// An order to one connection's task. Polled with every turn of that task, so it is an atomic and
-/// not a channel.
+/// Asks one connection's task to finish. It is polled with every turn of that task, so it is an
+/// atomic and not a channel.
 #[derive(Debug, Default)]
-struct Order {
-    level: AtomicU8,
+struct Drain {
+    asked: AtomicBool,
     waker: AtomicWaker,
 }
 
-impl Order {
-    fn give(&self, level: u8) {
-        self.level.fetch_max(level, Ordering::AcqRel);
+impl Drain {
+    fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Both waits of a connection run in its one task, so one waker is enough.
-    async fn reaches(&self, level: u8) {
-        poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            if self.level.load(Ordering::Acquire) >= level {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
+    fn poll_asked(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.asked.load(Ordering::Acquire) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! gRPC: the contract, its listener and client connections over our own mutual TLS, and robots
 //! that serve it.
 
+mod adapter;
 mod channel;
 mod connection;
 mod connections;
@@ -10,6 +11,7 @@ pub mod server;
 mod stream;
 mod target;
 
+pub use adapter::{GrpcAdapter, GrpcRobot};
 pub use channel::{Channel, ChannelError, connect};
 pub use connection::{Connection, Down};
 pub use connections::{Connections, ServerStats};

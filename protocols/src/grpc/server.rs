@@ -6,13 +6,14 @@
 //! everything above is tonic's.
 
 use super::{
-    connections::{Connections, Registered},
+    connections::{Authenticated, Connections, Registered},
     error::GrpcError,
-    stream::{LeasedStream, OPENING, prepare_socket},
+    stream::{LeasedStream, OPENING, PLAINTEXT_LEASE, prepare_socket},
 };
 use hyper::{body::Incoming, http::Request, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use portarium_identity::{Peer, ServerTls, TlsError};
+use portarium_identity::{Lease, Peer, ServerTls, TlsError};
+use rustls::pki_types::CertificateDer;
 use std::{
     io,
     net::SocketAddr,
@@ -33,9 +34,6 @@ use tower::Service as _;
 
 /// The client's connection preface, which has to arrive within [`OPENING`].
 const PREFACE_BYTES: usize = 24;
-
-/// The length of connections without certificates (`development`).
-const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
 
 /// What one listener takes on.
 #[derive(Debug, Clone)]
@@ -183,14 +181,25 @@ impl Server {
         }
         let Some(tls) = &self.tls else {
             drop(place);
-            let ends = Instant::now() + PLAINTEXT_LEASE;
-            return self.established(tcp, None, ends).await;
+            let ends = Lease::of(PLAINTEXT_LEASE).ends;
+            let registered = self.connections.register(None);
+            return self.established(tcp, None, registered, ends).await;
         };
+        let rechecks = self.connections.rechecks();
         match self.handshake(tls, tcp).await {
             Ok((stream, peer)) => {
                 drop(place);
                 let ends = peer.lease(SystemTime::now()).ends;
-                self.established(stream, Some(Arc::new(peer)), ends).await;
+                let peer = Authenticated {
+                    peer: Arc::new(peer),
+                    chain: chain_of(&stream),
+                };
+                let registered = self.connections.register(Some(peer.clone()));
+                let stale = self.connections.rechecks() != rechecks;
+                if !stale || tls.recheck(&peer.chain).is_ok() {
+                    self.established(stream, Some(peer.peer), registered, ends)
+                        .await;
+                }
             }
             Err(error) => {
                 self.connections.count_failure(&error);
@@ -205,7 +214,8 @@ impl Server {
         tcp: TcpStream,
     ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), GrpcError> {
         let turn = timeout(OPENING, async {
-            tcp.readable().await.map_err(TlsError::Handshake)?;
+            // Not `readable()`, which may return without anything to read.
+            tcp.peek(&mut [0]).await.map_err(TlsError::Handshake)?;
             self.handshakes
                 .acquire()
                 .await
@@ -218,15 +228,19 @@ impl Server {
         Ok(accepted)
     }
 
-    async fn established<IO>(&self, io: IO, peer: Option<Arc<Peer>>, ends: Instant)
-    where
+    async fn established<IO>(
+        &self,
+        io: IO,
+        peer: Option<Arc<Peer>>,
+        registered: Registered,
+        ends: Instant,
+    ) where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let registered = self.connections.register(peer.clone());
         if self.shutdown.is_cancelled() {
             return;
         }
-        let stream = LeasedStream::new(io, ends, PREFACE_BYTES, None);
+        let stream = LeasedStream::new(io, registered.cut.clone(), ends, PREFACE_BYTES, None);
         let service = service_fn(|mut request: Request<Incoming>| {
             if let Some(peer) = &peer {
                 request.extensions_mut().insert(Peer::clone(peer));
@@ -264,11 +278,16 @@ where
         }
     }
     connection.as_mut().graceful_shutdown();
-    tokio::select! {
-        biased;
-        ended = connection => ended,
-        () = registered.cut() => Ok(()),
-    }
+    connection.await
+}
+
+fn chain_of(stream: &tokio_rustls::server::TlsStream<TcpStream>) -> Arc<[CertificateDer<'static>]> {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    chain
+        .iter()
+        .cloned()
+        .map(CertificateDer::into_owned)
+        .collect()
 }
 
 /// When to ask a connection to finish: in the last fifth of its lease, and at most a minute

@@ -1,8 +1,13 @@
 //! A byte stream with an end: no connection outlives its lease, whatever runs on it.
 
+use futures::task::AtomicWaker;
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 use tokio::{
@@ -14,11 +19,36 @@ use tokio::{
 /// How long the other end may take until its first HTTP/2 bytes.
 pub(crate) const OPENING: Duration = Duration::from_secs(5);
 
-/// Fails every read and write from the end of the lease on, and before that if the other end
-/// does not begin to speak. The end stands here and not in the tasks above, because here nothing
+/// The length of connections without certificates (`development`).
+pub(crate) const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
+
+/// Cuts a stream from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Cut {
+    cut: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Cut {
+    /// Every read and write fails from now on.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// One waker is enough: HTTP/2 reads and writes in one task.
+    fn is_cut(&self, cx: &Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.cut.load(Ordering::Acquire)
+    }
+}
+
+/// Fails every read and write once it is cut or its lease has ended, and before that if the other
+/// end does not begin to speak. The end stands here and not in the tasks above, because here nothing
 /// can forget it: HTTP/2 tears its connection and all streams down on the first error.
 pub(crate) struct LeasedStream<IO> {
     io: IO,
+    cut: Arc<Cut>,
     end: Pin<Box<Sleep>>,
     lease_ends: Instant,
     opening: Option<Opening>,
@@ -33,6 +63,7 @@ impl<IO> LeasedStream<IO> {
     /// `missing` bytes have to arrive within [`OPENING`]; `heard` is told once they have.
     pub(crate) fn new(
         io: IO,
+        cut: Arc<Cut>,
         lease_ends: Instant,
         missing: usize,
         heard: Option<oneshot::Sender<()>>,
@@ -40,6 +71,7 @@ impl<IO> LeasedStream<IO> {
         let first_end = lease_ends.min(Instant::now() + OPENING);
         Self {
             io,
+            cut,
             end: Box::pin(sleep_until(first_end)),
             lease_ends,
             opening: Some(Opening { missing, heard }),
@@ -47,6 +79,10 @@ impl<IO> LeasedStream<IO> {
     }
 
     fn check_end(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.cut.is_cut(cx) {
+            let why = "the other end is no longer admitted";
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why));
+        }
         if self.end.as_mut().poll(cx).is_pending() {
             return Ok(());
         }
@@ -142,7 +178,7 @@ mod tests {
     async fn a_stream_ends_with_its_lease_even_if_nothing_happens_on_it() {
         let (ours, mut theirs) = duplex(64);
         let began = Instant::now();
-        let mut stream = LeasedStream::new(ours, began + LEASE, 1, None);
+        let mut stream = LeasedStream::new(ours, Arc::default(), began + LEASE, 1, None);
         theirs.write_all(b"x").await.unwrap();
         stream.read_u8().await.unwrap();
         let error = stream.read_u8().await.unwrap_err();
@@ -155,7 +191,7 @@ mod tests {
     async fn a_write_that_is_stuck_ends_with_the_lease_too() {
         let (ours, _theirs) = duplex(8);
         let began = Instant::now();
-        let mut stream = LeasedStream::new(ours, began + LEASE, 1, None);
+        let mut stream = LeasedStream::new(ours, Arc::default(), began + LEASE, 1, None);
         let error = stream.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(began.elapsed() >= LEASE);
@@ -165,12 +201,25 @@ mod tests {
     async fn the_first_word_is_told_to_whoever_waits_for_it() {
         let (ours, mut theirs) = duplex(64);
         let (heard, mut hears) = oneshot::channel();
-        let mut stream = LeasedStream::new(ours, Instant::now() + LEASE, 2, Some(heard));
+        let mut stream =
+            LeasedStream::new(ours, Arc::default(), Instant::now() + LEASE, 2, Some(heard));
         theirs.write_all(b"a").await.unwrap();
         stream.read_u8().await.unwrap();
         assert!(hears.try_recv().is_err());
         theirs.write_all(b"b").await.unwrap();
         stream.read_u8().await.unwrap();
         assert!(hears.try_recv().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_cut_fails_a_read_that_already_waits() {
+        let (ours, _theirs) = duplex(8);
+        let cut = Arc::new(Cut::default());
+        let mut stream = LeasedStream::new(ours, cut.clone(), Instant::now() + 9 * LEASE, 1, None);
+        let reading = tokio::spawn(async move { stream.read_u8().await });
+        tokio::task::yield_now().await;
+        cut.cut();
+        let error = reading.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
     }
 }

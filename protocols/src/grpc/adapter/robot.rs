@@ -1,0 +1,279 @@
+//! One robot's two connections.
+
+use super::{
+    GrpcRobot, answers,
+    lane::{Lane, Order},
+    open::OpenMissions,
+    reports,
+};
+use crate::{
+    adapter::{
+        Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, UpdateSender,
+    },
+    grpc::{
+        Channel, Connection,
+        convert::dispatch_request,
+        pb::{self, mission_service_client::MissionServiceClient},
+    },
+    ids::{MissionId, RobotId},
+    mission::Command,
+};
+use portarium_identity::ClientTls;
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+    time::{Instant, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// How long a robot may take to answer a cancel, a stop or a question.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(2);
+/// Stops and cancels under way on one stop lane at a time.
+const MAX_SIGNALS: usize = 32;
+/// The longest message taken from a robot.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// One robot: its connections, what it was sent, and the tasks that serve it.
+pub(super) struct RobotLink {
+    config: GrpcRobot,
+    shared: Arc<Shared>,
+    stop_lane: Connection,
+    lane: Lane,
+    signals: Arc<Semaphore>,
+    _reports: AbortOnDropHandle<()>,
+}
+
+/// What the robot's tasks share.
+pub(super) struct Shared {
+    pub(super) robot: RobotId,
+    pub(super) command: Connection,
+    pub(super) open: Arc<OpenMissions>,
+    pub(super) updates: UpdateSender,
+}
+
+impl RobotLink {
+    pub(super) fn start(
+        config: GrpcRobot,
+        tls: Option<ClientTls>,
+        stop_runtime: &Handle,
+        open: Arc<OpenMissions>,
+        updates: UpdateSender,
+    ) -> Self {
+        let name = |lane| format!("{} {lane}", config.robot_id);
+        let stop_lane = {
+            let _on_its_thread = stop_runtime.enter();
+            Connection::start(config.target.clone(), tls.clone(), name("stop lane"))
+        };
+        let shared = Arc::new(Shared {
+            robot: config.robot_id.clone(),
+            command: Connection::start(config.target.clone(), tls, name("commands")),
+            open,
+            updates,
+        });
+        Self {
+            lane: Lane::start(shared.clone()),
+            _reports: AbortOnDropHandle::new(tokio::spawn(reports::run(shared.clone()))),
+            signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
+            stop_lane,
+            shared,
+            config,
+        }
+    }
+
+    pub(super) fn config(&self) -> &GrpcRobot {
+        &self.config
+    }
+
+    pub(super) fn open_missions(&self) -> Arc<OpenMissions> {
+        self.shared.open.clone()
+    }
+
+    pub(super) fn recheck(&self) {
+        self.shared.command.recheck();
+        self.stop_lane.recheck();
+    }
+
+    pub(super) fn link(&self) -> Link {
+        match self.shared.command.channel() {
+            Ok(_) => Link::Up,
+            Err(down) => Link::Down {
+                reason: down.to_string(),
+            },
+        }
+    }
+
+    pub(super) async fn dispatch(
+        &self,
+        command: Arc<Command>,
+        expires_in: Duration,
+    ) -> Result<Handover, DispatchError> {
+        let expires = Instant::now() + expires_in;
+        self.lane.dispatch(command, expires).await
+    }
+
+    pub(super) async fn cancel(&self, cancel: Arc<Cancel>) -> Result<(), SignalError> {
+        let behind = self.lane.behind(|answer| Order::Cancel {
+            cancel: cancel.clone(),
+            answer,
+        });
+        let request = cancel_request(&cancel);
+        let at_once = self.at_once(|channel| send_cancel(channel, request));
+        first_success(at_once, behind).await
+    }
+
+    pub(super) async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
+        self.shared.open.add(&stop);
+        let behind = self.lane.behind(|answer| Order::Stop {
+            stop: stop.clone(),
+            answer,
+        });
+        let request = dispatch_request(&stop);
+        let at_once = self.at_once(|channel| send_stop(channel, request));
+        let answer = first_success(at_once, behind).await;
+        if answer == Ok(StopAnswer::Stationary) {
+            self.shared.open.remove(&stop.mission_id);
+        }
+        answer
+    }
+
+    pub(super) async fn reconcile(&self, command: &Command) -> Result<Reconciled, SignalError> {
+        let channel = self.shared.command.channel()?;
+        self.shared.open.add(command);
+        ask(&self.shared.robot, &command.mission_id, channel).await
+    }
+
+    /// Sends on the stop lane. In a task of its own: where the other of the two is answered first,
+    /// this one must not be broken off at the robot.
+    fn at_once<T, F>(
+        &self,
+        send: impl FnOnce(Channel) -> F,
+    ) -> impl Future<Output = Result<T, SignalError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, SignalError>> + Send + 'static,
+    {
+        let permit = self.signals.clone().try_acquire_owned();
+        let sending = self.stop_lane.channel().map(send);
+        let task = match (permit, sending) {
+            (Ok(permit), Ok(sending)) => Ok(tokio::spawn(async move {
+                let _permit = permit;
+                sending.await
+            })),
+            (_, Err(down)) => Err(SignalError::from(down)),
+            (Err(_), _) => Err(unreachable(
+                "too many stops and cancels are under way to it",
+            )),
+        };
+        async move {
+            let ended = task?.await;
+            ended.unwrap_or_else(|_| Err(unreachable("the gateway is shutting down")))
+        }
+    }
+}
+
+/// The first of the two that got through; the refusal that weighs more where none did. The one at
+/// once may be refused only because the mission is still on its way: the other one tells.
+async fn first_success<T>(
+    at_once: impl Future<Output = Result<T, SignalError>>,
+    behind: oneshot::Receiver<Result<T, SignalError>>,
+) -> Result<T, SignalError> {
+    let behind = async {
+        let answer = behind.await;
+        answer.unwrap_or_else(|_| Err(unreachable("too many orders wait for it")))
+    };
+    let (mut at_once, mut behind) = (std::pin::pin!(at_once), std::pin::pin!(behind));
+    let (first, second) = tokio::select! {
+        biased;
+        first = &mut at_once => match first {
+            Ok(answer) => return Ok(answer),
+            Err(error) => (error, behind.await),
+        },
+        first = &mut behind => match first {
+            Ok(answer) => return Ok(answer),
+            Err(error) => (error, at_once.await),
+        },
+    };
+    second.map_err(|second| match (&first, &second) {
+        (SignalError::Refused { .. }, SignalError::Unreachable { .. }) => first,
+        _ => second,
+    })
+}
+
+fn unreachable(reason: &str) -> SignalError {
+    SignalError::Unreachable {
+        reason: reason.to_owned(),
+    }
+}
+
+/// A client that takes no more than a robot has to say.
+pub(super) fn client(channel: Channel) -> MissionServiceClient<Channel> {
+    MissionServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// A request that the robot, too, gives up in time.
+pub(super) fn limited<T>(message: T, limit: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+pub(super) fn cancel_request(cancel: &Cancel) -> pb::CancelMissionRequest {
+    let command = &cancel.command;
+    pb::CancelMissionRequest {
+        mission_id: command.mission_id.to_string(),
+        correlation_id: command.correlation_id.clone(),
+        plan_effect_idempotency_key: command.plan_effect_idempotency_key.clone(),
+        reason: cancel.reason.clone(),
+    }
+}
+
+pub(super) async fn send_cancel(
+    channel: Channel,
+    request: pb::CancelMissionRequest,
+) -> Result<(), SignalError> {
+    let mut client = client(channel);
+    let call = client.cancel_mission(limited(request, SIGNAL_LIMIT));
+    match timeout(SIGNAL_LIMIT, call).await {
+        Ok(Ok(answer)) => answers::of_cancel(answer.get_ref()),
+        Ok(Err(status)) => Err(answers::of_failed_signal(&status)),
+        Err(_) => Err(no_answer()),
+    }
+}
+
+pub(super) async fn send_stop(
+    channel: Channel,
+    request: pb::DispatchMissionRequest,
+) -> Result<StopAnswer, SignalError> {
+    let mut client = client(channel);
+    let call = client.dispatch_mission(limited(request, SIGNAL_LIMIT));
+    match timeout(SIGNAL_LIMIT, call).await {
+        Ok(Ok(answer)) => answers::of_stop(answer.get_ref()),
+        Ok(Err(status)) => Err(answers::of_failed_signal(&status)),
+        Err(_) => Err(no_answer()),
+    }
+}
+
+/// Asks the robot for a mission.
+pub(super) async fn ask(
+    robot: &RobotId,
+    mission: &MissionId,
+    channel: Channel,
+) -> Result<Reconciled, SignalError> {
+    let request = pb::GetMissionStatusRequest {
+        mission_id: mission.to_string(),
+        correlation_id: String::new(),
+    };
+    let mut client = client(channel);
+    let call = client.get_mission_status(limited(request, SIGNAL_LIMIT));
+    match timeout(SIGNAL_LIMIT, call).await {
+        Ok(answer) => answers::of_status(robot, mission, answer.map(tonic::Response::into_inner)),
+        Err(_) => Err(no_answer()),
+    }
+}
+
+fn no_answer() -> SignalError {
+    SignalError::Unreachable {
+        reason: format!("it did not answer within {SIGNAL_LIMIT:?}"),
+    }
+}
