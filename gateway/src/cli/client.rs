@@ -1,7 +1,7 @@
 //! What all clients of a gateway have in common.
 
 use super::{Usage, output};
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use portarium_identity::{
     ClientTls, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
@@ -10,7 +10,7 @@ use portarium_protocols::grpc::{
     ALPN, Channel, ChannelError, Connection, Target, connect,
     pb::mission_service_client::MissionServiceClient,
 };
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{env, net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
@@ -71,6 +71,9 @@ impl IdentityArgs {
                 Some(_) => format!("unix://{socket}"),
                 None => socket.clone(),
             });
+        if endpoint_socket.is_none() && env::var_os("SPIFFE_ENDPOINT_SOCKET").is_none() {
+            bail!("no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET");
+        }
         Ok(SvidManager::start(SvidConfig {
             endpoint_socket,
             hint: self.hint.clone(),

@@ -30,7 +30,7 @@ pub(super) enum Mission {
     Stop(StopArgs),
     /// Show where a mission is.
     Status(StatusArgs),
-    /// Follow missions, until interrupted.
+    /// Follow missions until interrupted, or one to its end.
     Watch(WatchArgs),
     /// Confirm, as an operator, that a mission succeeded.
     Confirm(NotedArgs),

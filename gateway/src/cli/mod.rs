@@ -10,8 +10,6 @@ mod robot;
 mod serve;
 mod svid;
 mod svid_files;
-#[cfg(test)]
-mod tests;
 mod watch;
 
 use crate::{
@@ -107,7 +105,7 @@ pub fn main() -> ExitCode {
         Ok(Done::Badly) => ExitCode::FAILURE,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&told(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -142,6 +140,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     } else {
         1
     }
+}
+
+/// The error and what is behind it. Many errors tell their source themselves; it is not told
+/// again then.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    for source in error.chain().skip(1).map(ToString::to_string) {
+        if !told.ends_with(&source) {
+            told = format!("{told}: {source}");
+        }
+    }
+    told
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -55,7 +55,12 @@ impl WatchArgs {
             from_now,
         };
         let json = self.client.json;
-        let show = |update: MissionUpdate| line(told(&update, json)).map(|()| None);
+        let single = !selected.mission_id.is_empty();
+        let show = |update: MissionUpdate| {
+            line(told(&update, json))?;
+            // Nothing follows the end of the one mission that is watched.
+            Ok((single && ended(&update).is_some()).then_some(Done::Well))
+        };
         let interrupted = signal::ctrl_c();
         tokio::select! {
             end = watch(&self.client, selected, show) => end,
@@ -74,13 +79,21 @@ pub(super) async fn follow(client: &ClientArgs, mission_id: String) -> anyhow::R
     let json = client.json;
     let show = |update: MissionUpdate| {
         line(told(&update, json))?;
-        Ok(match update.status.parse() {
-            Ok(MissionStatus::Succeeded) => Some(Done::Well),
-            Ok(status) if status.is_terminal() => Some(Done::Badly),
-            _ => None,
-        })
+        Ok(ended(&update).map(|status| match status {
+            MissionStatus::Succeeded => Done::Well,
+            _ => Done::Badly,
+        }))
     };
     watch(client, selected, show).await
+}
+
+/// The status that a mission ended in, if it has.
+fn ended(update: &MissionUpdate) -> Option<MissionStatus> {
+    update
+        .status
+        .parse()
+        .ok()
+        .filter(|status: &MissionStatus| status.is_terminal())
 }
 
 /// Why a stream ended before anyone had enough of it.

@@ -41,8 +41,6 @@ pub const SAMPLE: &str = include_str!("sample.toml");
 /// The whole configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file that it was read from, to be read again on a reload.
-    pub file: PathBuf,
     /// `development`: plaintext everywhere and a caller without identity. Only in the file, only
     /// outside Kubernetes, only with all listeners on loopback. Default: off.
     pub development: Option<Development>,
@@ -211,7 +209,7 @@ impl Config {
         environment: &[(OsString, OsString)],
     ) -> Result<Self, ConfigError> {
         let (source, raw) = Source::read(file, text, environment)?;
-        parse::config(file, &source, raw, environment)
+        parse::config(&source, raw, environment)
     }
 
     /// Reads the file again for a running gateway. It is refused whole where it is wrong, and

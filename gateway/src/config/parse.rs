@@ -8,7 +8,7 @@ use portarium_identity::SvidConfig;
 use std::{
     ffi::{OsStr, OsString},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 use tracing_subscriber::EnvFilter;
@@ -22,7 +22,6 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 type Environment<'a> = &'a [(OsString, OsString)];
 
 pub(super) fn config(
-    file: &Path,
     source: &Source,
     raw: raw::Raw,
     environment: Environment<'_>,
@@ -55,7 +54,6 @@ pub(super) fn config(
     let brokers = robots::brokers(source, raw.mqtt, development)?;
     let robots = robots::robots(source, raw.robots, &brokers, development)?;
     Ok(Config {
-        file: file.to_owned(),
         development,
         identity: identity(source, raw.identity, development, environment)?,
         grpc_listen,
