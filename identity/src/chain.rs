@@ -108,6 +108,21 @@ fn single_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, String> {
     Ok(id)
 }
 
+/// The DNS names of a certificate that was inspected before; none where it does not parse.
+pub(crate) fn dns_names(leaf: &CertificateDer<'_>) -> Vec<String> {
+    let Ok(leaf) = parse(leaf) else {
+        return Vec::new();
+    };
+    let Ok(Some(names)) = leaf.subject_alternative_name() else {
+        return Vec::new();
+    };
+    let dns = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(dns) => Some((*dns).to_owned()),
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(dns).collect()
+}
+
 fn check_leaf_usage(leaf: &X509Certificate<'_>) -> Result<(), String> {
     if is_ca(leaf)? {
         return Err("it is a CA certificate".into());

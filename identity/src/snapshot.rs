@@ -150,6 +150,17 @@ impl Snapshot {
             .ok_or_else(|| peer_error(PeerError::NoBundle(domain.clone())))
     }
 
+    /// The DNS names that the SVID carries.
+    pub fn dns_names(&self) -> Vec<String> {
+        let leaf = self.certified_key.cert.first();
+        leaf.map(chain::dns_names).unwrap_or_default()
+    }
+
+    /// The trust domains whose peers can be verified, in order.
+    pub fn trust_domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.trust.keys()
+    }
+
     /// The certificate chain, leaf first, PEM.
     pub fn chain_pem(&self) -> String {
         self.svid

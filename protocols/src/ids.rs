@@ -18,7 +18,9 @@ pub enum IdError {
     #[error("is {0} bytes long; at most {MAX_ID_BYTES} are allowed")]
     TooLong(usize),
     /// A character that has a meaning in topics, paths or terminals.
-    #[error("contains {0:?}; letters, digits and other visible characters except / + # are allowed")]
+    #[error(
+        "contains {0:?}; letters, digits and other visible characters except / + # are allowed"
+    )]
     Character(char),
 }
 
@@ -127,11 +129,30 @@ mod tests {
 
     #[test]
     fn what_structures_topics_paths_or_log_lines_is_no_identifier() {
-        for bad in ["", "a/b", "a+", "#", "a\0b", "a\nb", "a b", "$SYS", "..", "\u{202e}x", "a\\b"] {
+        for bad in [
+            "",
+            "a/b",
+            "a+",
+            "#",
+            "a\0b",
+            "a\nb",
+            "a b",
+            "$SYS",
+            "..",
+            "\u{202e}x",
+            "a\\b",
+        ] {
             assert!(bad.parse::<MissionId>().is_err(), "{bad:?}");
         }
         assert!("x".repeat(MAX_ID_BYTES + 1).parse::<MissionId>().is_err());
-        for good in ["m-1", "6f1c", "robot.7", "urn:x:y", "größe", &"x".repeat(MAX_ID_BYTES)] {
+        for good in [
+            "m-1",
+            "6f1c",
+            "robot.7",
+            "urn:x:y",
+            "größe",
+            &"x".repeat(MAX_ID_BYTES),
+        ] {
             assert!(good.parse::<MissionId>().is_ok(), "{good:?}");
         }
     }

@@ -54,7 +54,10 @@ impl MissionStatus {
                     S::Executing,
                     S::WaitingPreemption | S::Succeeded | S::Failed | S::Cancelled
                 )
-                | (S::WaitingPreemption, S::Executing | S::Cancelled | S::Failed)
+                | (
+                    S::WaitingPreemption,
+                    S::Executing | S::Cancelled | S::Failed
+                )
         )
     }
 
@@ -79,10 +82,9 @@ impl MissionStatus {
             (S::Executing, S::WaitingPreemption) => &[S::WaitingPreemption],
             (S::Executing, S::Succeeded) => &[S::Succeeded],
             (S::Dispatched | S::Executing | S::WaitingPreemption, S::Failed) => &[S::Failed],
-            (
-                S::Pending | S::Dispatched | S::Executing | S::WaitingPreemption,
-                S::Cancelled,
-            ) => &[S::Cancelled],
+            (S::Pending | S::Dispatched | S::Executing | S::WaitingPreemption, S::Cancelled) => {
+                &[S::Cancelled]
+            }
             _ => return None,
         })
     }
@@ -122,7 +124,9 @@ impl fmt::Display for MissionStatus {
 
 /// A text that names no state.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("unknown mission status; one of Pending, Dispatched, Executing, WaitingPreemption, Succeeded, Failed, Cancelled is expected")]
+#[error(
+    "unknown mission status; one of Pending, Dispatched, Executing, WaitingPreemption, Succeeded, Failed, Cancelled is expected"
+)]
 pub struct UnknownStatus;
 
 impl FromStr for MissionStatus {
@@ -133,7 +137,8 @@ impl FromStr for MissionStatus {
         Self::ALL
             .into_iter()
             .find(|s| {
-                s.as_str().eq_ignore_ascii_case(text) || s.as_snake_case().eq_ignore_ascii_case(text)
+                s.as_str().eq_ignore_ascii_case(text)
+                    || s.as_snake_case().eq_ignore_ascii_case(text)
             })
             .ok_or(UnknownStatus)
     }
@@ -172,10 +177,15 @@ impl ActionType {
 impl FromStr for ActionType {
     type Err = ();
     fn from_str(text: &str) -> Result<Self, ()> {
-        [Self::ExecuteAction, Self::CancelAction, Self::Stop, Self::EstopRequest]
-            .into_iter()
-            .find(|a| a.as_str() == text)
-            .ok_or(())
+        [
+            Self::ExecuteAction,
+            Self::CancelAction,
+            Self::Stop,
+            Self::EstopRequest,
+        ]
+        .into_iter()
+        .find(|a| a.as_str() == text)
+        .ok_or(())
     }
 }
 
@@ -242,12 +252,18 @@ mod tests {
         for from in MissionStatus::ALL {
             for to in MissionStatus::ALL {
                 let Some(path) = from.path_to(to) else {
-                    assert!(from.is_terminal() || to == MissionStatus::Pending, "{from} {to}");
+                    assert!(
+                        from.is_terminal() || to == MissionStatus::Pending,
+                        "{from} {to}"
+                    );
                     continue;
                 };
                 let mut at = from;
                 for step in path {
-                    assert!(at.may_become(*step), "{at} -> {step} on the way {from} -> {to}");
+                    assert!(
+                        at.may_become(*step),
+                        "{at} -> {step} on the way {from} -> {to}"
+                    );
                     at = *step;
                 }
                 assert_eq!(at, to);

@@ -1,6 +1,108 @@
-//! What only `portarium-gateway dev` and tests need: an embedded MQTT broker and simulated robots.
+//! `portarium-gateway dev`: everything included, nothing to install.
+//!
+//! An authority, a broker, one simulated robot for each protocol and the shipped gateway, in one
+//! process, over the same sockets and the same mutual TLS as in production. Tests use the parts.
 
 pub mod broker;
+mod demo;
 pub mod robot;
+mod stage;
 #[cfg(test)]
 mod testing;
+
+pub use stage::{Stage, StageError, StageOptions, hints};
+
+use crate::supervisor::Orders;
+use anyhow::Context as _;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// SVIDs of `dev` live as long as SPIRE's.
+const TTL: Duration = Duration::from_secs(3600);
+
+/// Those of the demo live as short as can be, so that one sees them rotate.
+const DEMO_TTL: Duration = Duration::from_secs(10);
+
+/// How `dev` is started.
+#[derive(Debug, Clone)]
+pub struct DevOptions {
+    /// Where the state is kept; a temporary folder otherwise.
+    pub state_dir: Option<PathBuf>,
+    /// Show the main job and end.
+    pub demo: bool,
+}
+
+/// Serves until Ctrl-C, or runs the demo. Returns whether all went as it should.
+///
+/// # Errors
+/// Where something cannot be started.
+pub fn run(options: &DevOptions) -> anyhow::Result<bool> {
+    let temporary = match &options.state_dir {
+        Some(_) => None,
+        None => Some(
+            tempfile::tempdir()
+                .context("no temporary folder can be made; give one with --state-dir")?,
+        ),
+    };
+    let dir = match (&options.state_dir, &temporary) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(temporary)) => temporary.path().to_path_buf(),
+        (None, None) => PathBuf::from("."),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(perform(&dir, options.demo));
+    runtime.shutdown_background();
+    result
+}
+
+async fn perform(dir: &Path, demo: bool) -> anyhow::Result<bool> {
+    let orders = Orders::default();
+    let stage = Stage::start(StageOptions {
+        dir: dir.to_path_buf(),
+        svid_ttl: if demo { DEMO_TTL } else { TTL },
+        // The demo shall run beside a gateway that has the usual ports.
+        usual_ports: !demo,
+    })
+    .await?;
+    let orders = Orders {
+        reload: Some(stage.reload()),
+        ..orders
+    };
+    crate::supervisor::heed_signals(&orders)?;
+    let gateway = stage.gateway()?;
+    let addresses = gateway.addresses()?;
+    let mut serving = tokio::spawn(gateway.serve(orders.clone()));
+    let well = tokio::select! {
+        ended = &mut serving => {
+            ended.context("the gateway failed")??;
+            return Ok(orders.stop.is_cancelled());
+        }
+        well = act(&stage, addresses, demo, &orders) => well,
+    };
+    orders.stop.cancel();
+    serving.await.context("the gateway failed")??;
+    stage.close().await;
+    well
+}
+
+async fn act(
+    stage: &Stage,
+    addresses: crate::supervisor::Addresses,
+    demo: bool,
+    orders: &Orders,
+) -> anyhow::Result<bool> {
+    if demo {
+        return tokio::select! {
+            well = demo::perform(stage, addresses) => well,
+            () = orders.stop.cancelled() => Ok(false),
+        };
+    }
+    stage.ready(addresses).await?;
+    println!("{}", stage.banner(addresses));
+    orders.stop.cancelled().await;
+    Ok(true)
+}

@@ -1,0 +1,314 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::policy::Principal;
+use serde_json::Value;
+use std::{os::unix::fs::PermissionsExt as _, sync::mpsc::Sender};
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+const LONG: Duration = Duration::from_secs(10);
+
+fn entry(mission_id: &str) -> Entry<'_> {
+    Entry {
+        mission_id,
+        ..Entry::new(Decision::Allowed, "DispatchMission")
+    }
+}
+
+fn lines(bytes: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(bytes).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// The missions of the lines, and `n dropped` where lines are missing.
+fn story(bytes: &[u8]) -> Vec<String> {
+    let one = |line: Value| match line.get("dropped") {
+        Some(n) => format!("{n} dropped"),
+        None => line["mission_id"].as_str().unwrap_or("?").to_owned(),
+    };
+    lines(bytes).into_iter().map(one).collect()
+}
+
+/// A disk that fails while told so, and that waits for `gate` before each write if there is one.
+#[derive(Clone, Default)]
+struct Disk {
+    content: Arc<Mutex<Vec<u8>>>,
+    /// Bytes that still fit.
+    space: Arc<Mutex<Option<usize>>>,
+    syncs: Arc<AtomicU64>,
+    gate: Option<Arc<Mutex<Receiver<()>>>>,
+}
+
+impl Disk {
+    fn content(&self) -> Vec<u8> {
+        self.content.lock().unwrap().clone()
+    }
+    fn set_space(&self, space: Option<usize>) {
+        *self.space.lock().unwrap() = space;
+    }
+    fn gated() -> (Self, Sender<()>) {
+        let (open, gate) = mpsc::channel();
+        (
+            Self {
+                gate: Some(Arc::new(Mutex::new(gate))),
+                ..Self::default()
+            },
+            open,
+        )
+    }
+}
+
+impl Sink for Disk {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(gate) = &self.gate {
+            // Once the test has dropped its end, the gate stands open.
+            let _ = gate.lock().unwrap().recv();
+        }
+        let mut space = self.space.lock().unwrap();
+        let fits = space.unwrap_or(usize::MAX).min(bytes.len());
+        if fits == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        *space = space.map(|left| left - fits);
+        self.content
+            .lock()
+            .unwrap()
+            .extend_from_slice(&bytes[..fits]);
+        Ok(fits)
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// Waits until something is so; fails after a long time.
+fn wait_until(mut so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + LONG;
+    while !so() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_decision_is_one_line_with_the_fields_that_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let audit = Audit::open(&path).unwrap();
+    let who = Principal::Spiffe {
+        id: SpiffeId::new("spiffe://a.b/ns/n/sa/s/pod").unwrap(),
+        serial: "4f".into(),
+    };
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_006);
+    audit.record(
+        now,
+        &Entry {
+            caller: Some(&who),
+            serial: who.serial().unwrap(),
+            mission_id: "m-1",
+            robot_id: "amr-7",
+            action_type: "robot:execute_action",
+            action_name: "dock\n\u{1b}",
+            outcome: "POLICY_BLOCKED",
+            reason: "no rule",
+            ..Entry::new(Decision::Refused, "DispatchMission")
+        },
+    );
+    assert!(audit.close(LONG));
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        concat!(
+            r#"{"time":"2026-01-02T03:04:05.006Z","decision":"refused","method":"DispatchMission","#,
+            r#""caller":"spiffe://a.b/ns/n/sa/s/pod","serial":"4f","mission_id":"m-1","#,
+            r#""robot_id":"amr-7","action_type":"robot:execute_action","#,
+            r#""action_name":"dock\n\u001b","outcome":"POLICY_BLOCKED","reason":"no rule"}"#,
+            "\n"
+        )
+    );
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_file_goes_on_where_it_ended_and_on_a_line_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    std::fs::write(&path, "{\"mission_id\":\"before\"}\n{\"torn").unwrap();
+    let audit = Audit::open(&path).unwrap();
+    audit.record(NOW, &entry("after"));
+    assert!(audit.close(LONG));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["{\"mission_id\":\"before\"}", "{\"torn"]);
+    assert!(lines[2].contains("after"), "{text}");
+}
+
+#[test]
+fn long_texts_are_cut_between_characters() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let long = "ö".repeat(100_000);
+    audit.record(
+        NOW,
+        &Entry {
+            reason: &long,
+            ..entry(&long[..511 * 2])
+        },
+    );
+    assert!(audit.close(LONG));
+    let line = lines(&disk.content()).remove(0);
+    assert_eq!(line["reason"], "ö".repeat(256) + "…");
+    assert!(disk.content().len() < 2500);
+}
+
+#[test]
+fn a_full_queue_drops_lines_and_the_next_one_tells_how_many() {
+    let (disk, open) = Disk::gated();
+    let audit = Audit::start(disk.clone(), false, 2).unwrap();
+    audit.record(NOW, &entry("first"));
+    // The writer has taken it and waits at the gate; two more fit, three do not.
+    wait_until(|| audit.counts().queued == 0);
+    for mission in ["a", "b", "lost", "lost", "lost"] {
+        audit.record(NOW, &entry(mission));
+    }
+    assert_eq!(
+        audit.counts(),
+        AuditCounts {
+            queued: 2,
+            dropped: 3,
+            write_errors: 0
+        }
+    );
+    drop(open);
+    wait_until(|| audit.counts().queued == 0);
+    audit.record(NOW, &entry("last"));
+    assert!(audit.close(LONG));
+    assert_eq!(
+        story(&disk.content()),
+        ["first", "a", "b", "3 dropped", "last"]
+    );
+}
+
+#[test]
+fn lines_dropped_at_the_very_end_are_told_too() {
+    let (disk, open) = Disk::gated();
+    let audit = Audit::start(disk.clone(), false, 1).unwrap();
+    audit.record(NOW, &entry("first"));
+    wait_until(|| audit.counts().queued == 0);
+    audit.record(NOW, &entry("second"));
+    audit.record(NOW, &entry("lost"));
+    drop(open);
+    assert!(audit.close(LONG));
+    assert_eq!(story(&disk.content()), ["first", "second", "1 dropped"]);
+}
+
+#[test]
+fn a_full_disk_costs_lines_only_and_the_audit_recovers() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    audit.record(NOW, &entry("first"));
+    wait_until(|| !disk.content().is_empty());
+    disk.set_space(Some(10));
+    audit.record(NOW, &entry("lost"));
+    wait_until(|| audit.counts().dropped == 1);
+    audit.record(NOW, &entry("lost too"));
+    wait_until(|| audit.counts().dropped == 2);
+    assert_eq!(audit.counts().write_errors, 2);
+    disk.set_space(None);
+    audit.record(NOW, &entry("last"));
+    assert!(audit.close(LONG));
+    // The line that the disk ended in stays as it is, on a line of its own.
+    let content = String::from_utf8(disk.content()).unwrap();
+    let whole: String = content
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with("}\n"))
+        .collect();
+    assert_eq!(story(whole.as_bytes()), ["first", "2 dropped", "last"]);
+    assert_eq!(content.lines().count(), 4, "{content}");
+}
+
+#[test]
+fn a_device_that_is_full_never_stops_anyone() {
+    let audit = Audit::open(Path::new("/dev/full")).unwrap();
+    audit.record(NOW, &entry("lost"));
+    wait_until(|| audit.counts().write_errors == 1);
+    assert!(!audit.close(LONG));
+}
+
+#[test]
+fn a_line_is_synced_within_about_a_second_and_at_the_end() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    audit.record(NOW, &entry("first"));
+    let began = std::time::Instant::now();
+    wait_until(|| disk.syncs.load(Ordering::SeqCst) == 1);
+    assert!(began.elapsed() < Duration::from_secs(3));
+    audit.record(NOW, &entry("second"));
+    assert!(audit.close(LONG));
+    assert_eq!(disk.syncs.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn closing_does_not_wait_longer_than_it_may() {
+    let (disk, open) = Disk::gated();
+    let audit = Audit::start(disk, false, 8).unwrap();
+    audit.record(NOW, &entry("stuck"));
+    assert!(!audit.close(Duration::from_millis(20)));
+    drop(open);
+    assert!(audit.close(LONG));
+}
+
+#[test]
+fn what_is_recorded_after_the_end_is_counted() {
+    let audit = Audit::start(Disk::default(), false, 8).unwrap();
+    assert!(audit.close(LONG));
+    audit.record(NOW, &entry("late"));
+    assert_eq!(audit.counts().dropped, 1);
+}
+
+#[test]
+fn refused_handshakes_are_bounded_in_rate_and_the_next_one_tells_the_rest() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 1000).unwrap();
+    let remote = "192.0.2.1:5".parse().unwrap();
+    let id = SpiffeId::new("spiffe://a.b/x").unwrap();
+    for _ in 0..HANDSHAKES_PER_SECOND + 7 {
+        audit.handshake_refused(NOW, remote, None, "no certificate");
+    }
+    audit.handshake_refused(
+        NOW + Duration::from_secs(1),
+        remote,
+        Some(&id),
+        "not admitted",
+    );
+    assert!(audit.close(LONG));
+    let lines = lines(&disk.content());
+    assert_eq!(lines.len() as u32, HANDSHAKES_PER_SECOND + 1);
+    assert_eq!(lines[0].get("suppressed"), None);
+    let last = lines.last().unwrap();
+    assert_eq!(last["suppressed"], 7);
+    assert_eq!(last["method"], "handshake");
+    assert_eq!(last["remote"], "192.0.2.1:5");
+    assert_eq!(last["caller"], "spiffe://a.b/x");
+    assert_eq!(last["reason"], "not admitted");
+}
+
+#[test]
+fn reloads_are_written_down_with_what_was_wrong() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let error = ConfigError::NeedsRestart {
+        file: "g.toml".into(),
+        keys: vec!["a".into()],
+    };
+    audit.reloaded(NOW, Err(&error));
+    audit.reloaded(NOW, Ok(()));
+    assert!(audit.close(LONG));
+    let lines = lines(&disk.content());
+    assert_eq!(lines[0]["decision"], "refused");
+    assert_eq!(lines[0]["reason"], error.to_string());
+    assert_eq!(lines[1]["decision"], "allowed");
+    assert_eq!(lines[1]["method"], "reload");
+}

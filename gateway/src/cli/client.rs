@@ -1,0 +1,198 @@
+//! What all clients of a gateway have in common.
+
+use super::{Usage, output};
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use portarium_identity::{
+    ClientTls, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
+};
+use portarium_protocols::grpc::{
+    ALPN, Channel, ChannelError, Connection, Target, connect,
+    pb::mission_service_client::MissionServiceClient,
+};
+use std::{env, net::IpAddr, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+/// How long to wait for an SVID before saying what is in its way.
+pub(super) const SVID_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long one call may take.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where this workload's identity comes from.
+#[derive(Debug, Clone, Args)]
+pub(super) struct IdentityArgs {
+    /// The Workload API's socket, a path or unix:///PATH; SPIFFE_ENDPOINT_SOCKET otherwise.
+    #[arg(long, value_name = "SOCKET")]
+    socket: Option<String>,
+    /// The hint of the SVID to use, where there are several.
+    #[arg(long)]
+    hint: Option<String>,
+}
+
+/// Which gateway to call, and as whom.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ClientArgs {
+    #[command(flatten)]
+    identity: IdentityArgs,
+    /// The gateway.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "PORTARIUM_SERVER",
+        default_value = "localhost:50051"
+    )]
+    server: Target,
+    /// Who the gateway must be: a SPIFFE ID, or a pattern with * for whole path segments.
+    #[arg(
+        long,
+        value_name = "SPIFFE_ID",
+        env = "PORTARIUM_SERVER_ID",
+        required_unless_present = "plaintext"
+    )]
+    server_id: Option<SpiffeIdPattern>,
+    /// Call a development gateway on this machine, without any identity.
+    #[arg(long)]
+    plaintext: bool,
+    /// Answer in JSON, one object per line.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) type Missions = MissionServiceClient<Channel>;
+
+impl IdentityArgs {
+    pub(super) fn manager(&self) -> anyhow::Result<SvidManager> {
+        let endpoint_socket = self
+            .socket
+            .as_ref()
+            .map(|socket| match socket.strip_prefix('/') {
+                Some(_) => format!("unix://{socket}"),
+                None => socket.clone(),
+            });
+        if endpoint_socket.is_none() && env::var_os("SPIFFE_ENDPOINT_SOCKET").is_none() {
+            bail!("no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET");
+        }
+        Ok(SvidManager::start(SvidConfig {
+            endpoint_socket,
+            hint: self.hint.clone(),
+        })?)
+    }
+}
+
+/// The SVID, or after a while what is in its way.
+pub(super) async fn svid(manager: &SvidManager) -> anyhow::Result<Arc<Snapshot>> {
+    match timeout(SVID_LIMIT, manager.ready()).await {
+        Ok(snapshot) => Ok(snapshot),
+        Err(_) => Err(anyhow!(
+            "no SVID within {SVID_LIMIT:?}: {}",
+            manager.state()
+        )),
+    }
+}
+
+impl ClientArgs {
+    /// Connects once, for a few calls.
+    pub(super) async fn connect(&self) -> anyhow::Result<Missions> {
+        let tls = self.tls().await?;
+        let channel = connect(&self.server, tls.as_ref().map(|(tls, _)| tls));
+        let channel = channel.await.with_context(|| self.failed(tls.as_ref()))?;
+        Ok(MissionServiceClient::new(channel))
+    }
+
+    /// A connection that is kept up, once it stood for the first time.
+    pub(super) async fn keep_connected(&self) -> anyhow::Result<Connection> {
+        let tls = self.tls().await?;
+        // The first attempt tells more precisely what is wrong than a connection that goes on
+        // trying does.
+        let first = connect(&self.server, tls.as_ref().map(|(tls, _)| tls));
+        first.await.with_context(|| self.failed(tls.as_ref()))?;
+        Ok(Connection::start(
+            self.server.clone(),
+            tls.map(|(tls, _)| tls),
+            "gateway",
+        ))
+    }
+
+    async fn tls(&self) -> anyhow::Result<Option<(ClientTls, Arc<Snapshot>)>> {
+        let Some(server) = self.server_id.clone().filter(|_| !self.plaintext) else {
+            return self.on_this_machine().map(|()| None);
+        };
+        let manager = self.identity.manager()?;
+        let svid = svid(&manager).await?;
+        Ok(Some((
+            manager.client_tls(PeerPolicy::new([server]), ALPN),
+            svid,
+        )))
+    }
+
+    fn on_this_machine(&self) -> anyhow::Result<()> {
+        let host = self.server.host();
+        let loopback = host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        if loopback || host == "localhost" {
+            return Ok(());
+        }
+        Err(Usage(format!(
+            "--plaintext is for a gateway on this machine, and {host} is not; name it with --server-id"
+        ))
+        .into())
+    }
+
+    fn failed(&self, tls: Option<&(ClientTls, Arc<Snapshot>)>) -> String {
+        match tls {
+            Some((_, svid)) => format!("{} as {}", self.server, svid.spiffe_id),
+            None => format!("{} in plaintext", self.server),
+        }
+    }
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    /// The gateway has not seen it, for certain.
+    #[error("the gateway was not reached: {0}")]
+    NotSent(String),
+    /// It may have been carried out.
+    #[error("no answer, so that it may have been carried out: {0}")]
+    Unknown(String),
+    /// The gateway refused it.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Makes a call, bounded in time.
+pub(super) async fn call<T, F>(request: impl FnOnce() -> F) -> Result<T, CallError>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    match timeout(CALL_LIMIT, request()).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(CallError::of(&status)),
+        Err(_) => Err(CallError::Unknown(format!("nothing within {CALL_LIMIT:?}"))),
+    }
+}
+
+impl CallError {
+    fn of(status: &Status) -> Self {
+        use tonic::Code;
+        let told = output::clean(status.message());
+        if ChannelError::was_not_sent(status) {
+            return Self::NotSent(told);
+        }
+        match status.code() {
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
+                Self::Unknown(told)
+            }
+            code if told.is_empty() => Self::Refused(code.description().to_owned()),
+            _ => Self::Refused(told),
+        }
+    }
+}
+
+/// A request that the server need not work on longer than we wait.
+pub(super) fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_LIMIT);
+    request
+}

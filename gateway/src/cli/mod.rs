@@ -1,0 +1,165 @@
+//! The command line.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration. Errors are one line on
+//! standard error. A reader that goes away ends a command quietly.
+
+mod client;
+mod mission;
+mod output;
+mod robot;
+mod serve;
+mod svid;
+mod svid_files;
+mod watch;
+
+use crate::{
+    config::{ConfigError, EXIT_BAD_CONFIG},
+    logging,
+};
+use clap::{Parser, Subcommand};
+use std::{
+    io::{self, Write as _},
+    panic,
+    path::PathBuf,
+    process::ExitCode,
+};
+use thiserror::Error;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "portarium-gateway",
+    version,
+    about,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve.
+    Run {
+        /// The configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Serve with everything included: authority, broker and simulated robots.
+    #[cfg(feature = "dev")]
+    Dev(serve::DevArgs),
+    /// Check a configuration and say what is wrong with it.
+    CheckConfig {
+        /// The configuration.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Dispatch missions and follow them.
+    #[command(subcommand)]
+    Mission(mission::Mission),
+    /// See, hold and release robots.
+    #[command(subcommand)]
+    Robot(robot::Robot),
+    /// See this workload's identity.
+    #[command(subcommand)]
+    Svid(svid::Svid),
+}
+
+/// How a command ended that was not in error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// As asked.
+    Well,
+    /// It was told, and it is not what was asked for: refused, or ended otherwise.
+    Badly,
+}
+
+/// The arguments make no sense together.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The whole process: reads the arguments, does what they say, and tells how it went.
+pub fn main() -> ExitCode {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no message");
+        complain(&format!(
+            "internal error at {place}: {what}; please report it"
+        ));
+    }));
+    portarium_identity::install_crypto_provider();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come here too; a reader may be gone.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match execute(cli.command) {
+        Ok(Done::Well) => ExitCode::SUCCESS,
+        Ok(Done::Badly) => ExitCode::FAILURE,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&told(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<Done> {
+    match command {
+        Command::Run { config } => serve::run(&config),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => serve::dev(args),
+        Command::CheckConfig { file } => serve::check_config(&file),
+        Command::Mission(mission) => client(mission.execute()),
+        Command::Robot(robot) => client(robot.execute()),
+        Command::Svid(svid) => client(svid.execute()),
+    }
+}
+
+/// Clients do one thing at a time.
+fn client(work: impl Future<Output = anyhow::Result<Done>>) -> anyhow::Result<Done> {
+    logging::init_client()?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<ConfigError>() {
+        EXIT_BAD_CONFIG
+    } else if error.is::<Usage>() {
+        2
+    } else {
+        1
+    }
+}
+
+/// The error and what is behind it. Many errors tell their source themselves; it is not told
+/// again then.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    for source in error.chain().skip(1).map(ToString::to_string) {
+        if !told.ends_with(&source) {
+            told = format!("{told}: {source}");
+        }
+    }
+    told
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// One line on standard error; nobody may be there to read it.
+fn complain(what: &str) {
+    let _ = writeln!(io::stderr(), "error: {}", output::clean(what));
+}

@@ -1,0 +1,257 @@
+//! The robots' words, and the links to them.
+
+use super::{
+    Inner, Robot,
+    index::Found,
+    robot::{Active, CancelPhase, Phase, RobotState, stamp},
+    transition::{Change, Word},
+};
+use crate::journal::{Append, BACKLOG_LIMIT, Record};
+use portarium_protocols::{
+    adapter::{Link, Report, StopAnswer, Update},
+    ids::{MissionId, RobotId},
+    mission::{ActionType, CompletionMode, MissionStatus},
+};
+use std::sync::Arc;
+use tokio::{sync::mpsc, time::Instant};
+
+/// Takes updates until the engine closes. While the journal is behind it takes none, and the
+/// adapters wait.
+pub(super) async fn pump(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>) {
+    let mut head = inner.journal.head();
+    loop {
+        let update = tokio::select! {
+            biased;
+            () = inner.closing.cancelled() => return,
+            update = updates.recv() => update,
+        };
+        match update {
+            None => return,
+            Some(Update::Report(report)) => inner.report(report),
+            Some(Update::Link { robot, link }) => inner.link(&robot, link),
+        }
+        while inner.journal.backlog() > BACKLOG_LIMIT {
+            tokio::select! {
+                () = inner.closing.cancelled() => return,
+                changed = head.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn report(self: &Arc<Self>, report: Report) {
+        let found = self.index().by_mission_id(report.mission.as_str());
+        match found {
+            Some(Found::Open(mission)) => {
+                let id = &mission.command.robot_id;
+                if report.robot.as_ref().is_some_and(|said| said != id) {
+                    tracing::warn!(mission = %report.mission, robot = ?report.robot, "a robot reports on another robot's mission; ignored");
+                    return;
+                }
+                let Some(robot) = self.robot(id) else { return };
+                self.take_report(&robot, &report);
+            }
+            Some(Found::Ended { position, .. }) => self.late_word(position),
+            // Of another gateway, or no longer kept.
+            None => {
+                tracing::debug!(mission = %report.mission, "a report on a mission that is not known here")
+            }
+        }
+    }
+
+    fn take_report(self: &Arc<Self>, robot: &Arc<Robot>, report: &Report) {
+        let at = stamp(self.world.clock.now());
+        let mut records = Vec::new();
+        {
+            let mut state = robot.lock();
+            if state.take_report(report, &at, &mut records) == Change::None {
+                return;
+            }
+            if !records.is_empty() {
+                self.journal.append(Append {
+                    records,
+                    ..Append::default()
+                });
+            }
+        }
+        robot.stop_word.notify_waiters();
+        robot.wake.notify_one();
+    }
+
+    /// A status that stays on the wire after its mission's end is cleared again.
+    fn late_word(self: &Arc<Self>, position: u64) {
+        let Ok(turn) = self.late.clone().try_acquire_owned() else {
+            return;
+        };
+        let inner = self.clone();
+        self.tasks.spawn(async move {
+            if let Ok(Some(ended)) = inner.journal.reader().ended(position).await
+                && let Some(adapter) = inner.adapter(&ended.command.robot_id)
+            {
+                adapter.settle(&ended.command);
+            }
+            drop(turn);
+        });
+    }
+
+    fn link(&self, id: &RobotId, link: Link) {
+        let Some(robot) = self.robot(id) else { return };
+        {
+            let mut state = robot.lock();
+            match link {
+                Link::Up if state.link.is_ok() => return,
+                Link::Up => state.returned(),
+                Link::Down { reason } => {
+                    state.link = Err(reason);
+                    state.reconciled = false;
+                }
+            }
+        }
+        robot.wake.notify_one();
+    }
+}
+
+impl RobotState {
+    /// It can be reached again: what is kept for it goes out at once, its missions are asked for.
+    fn returned(&mut self) {
+        self.link = Ok(());
+        self.reconciled = false;
+        self.retry_at = None;
+        self.stop.retry_at = None;
+        if let Some(active) = &mut self.active
+            && matches!(active.cancel, CancelPhase::Wanted(_))
+        {
+            active.cancel = CancelPhase::Wanted(None);
+        }
+    }
+
+    /// Applies a robot's word on one of its missions or stops.
+    pub(super) fn take_report(
+        &mut self,
+        report: &Report,
+        at: &Arc<str>,
+        records: &mut Vec<Record>,
+    ) -> Change {
+        let id = &report.mission;
+        let Some(open) = self.open.get(id) else {
+            return Change::None;
+        };
+        match open.mission.command.action_type {
+            ActionType::Stop | ActionType::EstopRequest => {
+                let number = open.stop_number;
+                return self.stop_report(number, report, at, records);
+            }
+            // Never sent as such.
+            ActionType::CancelAction => return Change::None,
+            ActionType::ExecuteAction => {}
+        }
+        if open.state.status == MissionStatus::Pending {
+            tracing::warn!(mission = %id, status = %report.status, "a report on a mission that was not sent; ignored");
+            return Change::None;
+        }
+        self.robot_has(id);
+        let observed_at = if report.observed_at.is_empty() {
+            at
+        } else {
+            report.observed_at.as_str()
+        };
+        let word = Word {
+            detail: &report.detail,
+            action_execution_id: &report.action_execution_id,
+            observed_at,
+            heard: true,
+        };
+        self.take_word(report.status, id, &word, records)
+    }
+
+    fn take_word(
+        &mut self,
+        status: MissionStatus,
+        id: &MissionId,
+        word: &Word<'_>,
+        records: &mut Vec<Record>,
+    ) -> Change {
+        let Some(open) = self.open.get_mut(id) else {
+            return Change::None;
+        };
+        let manual = open.mission.command.completion_mode == CompletionMode::ManualOnly;
+        let state = &mut open.state;
+        let news = !word.detail.is_empty() && *state.detail != *word.detail
+            || !word.action_execution_id.is_empty()
+                && *state.action_execution_id != *word.action_execution_id;
+        if status == state.status && !state.outcome_unknown && !news {
+            // Said before. Known without a row of its own.
+            return if std::mem::replace(&mut state.heard, true) {
+                Change::None
+            } else {
+                Change::Made
+            };
+        }
+        if status == MissionStatus::Succeeded && manual {
+            // Its end is the operator's to say.
+            let came = self.advance(id, MissionStatus::Executing, word, records);
+            let waits = self.edit(id, records, |state| state.awaiting_confirmation = true);
+            return if came == Change::None { waits } else { came };
+        }
+        self.advance(id, status, word, records)
+    }
+
+    /// A robot that reports on a mission has it, whatever was believed.
+    fn robot_has(&mut self, id: &MissionId) {
+        if let Some(place) = self.queue.iter().position(|queued| queued == id)
+            && self.active.is_none()
+        {
+            self.queue.remove(place);
+            self.active = Some(Active {
+                id: id.clone(),
+                phase: Phase::Sent,
+                cancel: CancelPhase::Idle,
+            });
+        }
+        if let Some(active) = self.active.as_mut().filter(|a| &a.id == id)
+            && matches!(active.phase, Phase::Committing(_) | Phase::Lost)
+        {
+            active.phase = Phase::Sent;
+        }
+    }
+
+    fn stop_report(
+        &mut self,
+        number: u64,
+        report: &Report,
+        at: &Arc<str>,
+        records: &mut Vec<Record>,
+    ) -> Change {
+        let answer = match report.status {
+            MissionStatus::Executing | MissionStatus::WaitingPreemption => StopAnswer::Accepted,
+            MissionStatus::Succeeded => StopAnswer::Stationary,
+            MissionStatus::Failed => {
+                let detail = format!("the robot did not stop: {}", report.detail);
+                let word = Word {
+                    detail: &detail,
+                    observed_at: at,
+                    heard: true,
+                    ..Word::default()
+                };
+                return self.advance(&report.mission, MissionStatus::Failed, &word, records);
+            }
+            MissionStatus::Pending | MissionStatus::Dispatched | MissionStatus::Cancelled => {
+                return Change::None;
+            }
+        };
+        if self.stop.answered.0 <= number {
+            self.stop.answered = (number, Some(answer));
+        }
+        self.stopped(number, answer, at, records);
+        Change::Made
+    }
+}
+
+/// Until which a mission may be sent, on the clock that is not stepped.
+pub(super) fn deliver_by(
+    accepted_ago: std::time::Duration,
+    within: std::time::Duration,
+) -> Instant {
+    Instant::now() + within.saturating_sub(accepted_ago)
+}

@@ -1,0 +1,321 @@
+//! Stops: a fence, and a lane of their own.
+
+use super::{
+    Engine, Inner, Refusal, Robot,
+    cancel::RESEND,
+    robot::{OPEN_STOPS, RobotState, stamp},
+    transition::Word,
+};
+use crate::journal::{Append, Attempt, Mission, MissionState, Record, Ticket};
+use futures::FutureExt as _;
+use portarium_protocols::{
+    adapter::{SignalError, StopAnswer},
+    ids::MissionId,
+    mission::{ActionType, Command, MissionStatus},
+};
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout_at};
+
+/// The longest that an answer waits for the fence and for the robot's first word.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What is known of a stop when its answer is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// The gateway's own name for it; empty where it is not on disk yet.
+    pub request_id: String,
+    /// What the robot has said.
+    pub answer: StopAnswer,
+    /// What waited is cancelled also after a crash.
+    pub fence_durable: bool,
+    /// The robot cannot be reached; the stop is kept for its return.
+    pub robot_unreachable: bool,
+}
+
+impl Engine {
+    /// Stops a robot. Waits for nothing but, for at most 20 ms, the fence and the robot's word.
+    /// Dropping the future changes nothing: what was begun goes on.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] where the robot is not configured.
+    pub async fn stop(&self, caller: Arc<str>, command: Command) -> Result<Stopped, Refusal> {
+        let asked = Instant::now();
+        let deadline = asked + PATIENCE;
+        let inner = &self.inner;
+        let command = Arc::new(command);
+        let robot = inner.robot(&command.robot_id).ok_or_else(|| {
+            Refusal::Invalid(format!(
+                "robot_id: robot {} is not configured",
+                command.robot_id
+            ))
+        })?;
+        let fence = Ticket::default();
+        let (number, mission) = inner.fence(&robot, caller, &command, &fence);
+        inner.send_stop(&robot);
+        inner.world.observer.stop_sent(asked.elapsed());
+        inner.send_cancel(&robot);
+        robot.wake.notify_one();
+
+        let fence_durable = matches!(timeout_at(deadline, fence.wait()).await, Ok(Ok(())));
+        let answer = inner.answer(&robot, number, deadline).await;
+        let request_id = mission
+            .filter(|_| fence_durable)
+            .and_then(|mission| mission.number())
+            .map(|number| inner.journal.request_id(number))
+            .unwrap_or_default();
+        let robot_unreachable = answer.is_none() && robot.lock().stop.next.is_some();
+        Ok(Stopped {
+            request_id,
+            answer: answer.unwrap_or(StopAnswer::Requested),
+            fence_durable,
+            robot_unreachable,
+        })
+    }
+}
+
+impl Inner {
+    /// Cancels what waits, asks for the end of what was sent, and puts the stop on the lane, in
+    /// one step that nothing of this robot can come between.
+    fn fence(
+        &self,
+        robot: &Robot,
+        caller: Arc<str>,
+        command: &Arc<Command>,
+        fence: &Ticket,
+    ) -> (u64, Option<Arc<Mission>>) {
+        let at = stamp(self.world.clock.now());
+        let new = self.follow_stop(caller, command);
+        let mut records = Vec::new();
+        let mut state = robot.lock();
+        state.latched |= command.action_type == ActionType::EstopRequest;
+        state.cancel_all(command, &at, &mut records);
+        state.stop.requested += 1;
+        state.stop.next = Some(command.clone());
+        state.stop.retry_at = None;
+        let number = state.stop.requested;
+        let mission = match new {
+            Some(mission) => {
+                state.supersede(&mut records, &at);
+                let pending = MissionState::pending(at);
+                records.push(Record::Accepted(mission.clone(), pending.clone()));
+                state
+                    .observer
+                    .entered(state.adapter_name, None, MissionStatus::Pending);
+                state.insert(mission.clone(), pending, Instant::now());
+                Some(mission)
+            }
+            // A repeat is sent again and followed under the same name.
+            None => state.open.get_mut(&command.mission_id).map(|open| {
+                open.stop_number = number;
+                open.mission.clone()
+            }),
+        };
+        let mut row = state.row(robot.id());
+        // The position of this very append.
+        row.fence = None;
+        state.fence_pending = Some(fence.clone());
+        self.journal.append(Append {
+            records,
+            robot: Some(row),
+            done: Some(fence.clone()),
+        });
+        (number, mission)
+    }
+
+    /// The stop's own mission, by which its outcome is followed. Nothing of the stop depends on
+    /// it: an id that is taken or a journal that is behind costs only the record.
+    fn follow_stop(&self, caller: Arc<str>, command: &Arc<Command>) -> Option<Arc<Mission>> {
+        if self.journal.is_congested() {
+            return None;
+        }
+        let mission = Arc::new(Mission::new(
+            command.clone(),
+            caller,
+            self.world.clock.now(),
+        ));
+        let mut index = self.index();
+        if index.by_mission_id(command.mission_id.as_str()).is_some() {
+            return None;
+        }
+        index.insert(&mission);
+        Some(mission)
+    }
+
+    /// Sends the stop that is next, unless one is under way: that one's end sends it.
+    pub(super) fn send_stop(self: &Arc<Self>, robot: &Arc<Robot>) {
+        let (command, number) = {
+            let mut state = robot.lock();
+            let due = state.stop.retry_at.is_none_or(|at| at <= Instant::now());
+            if state.stop.under_way || !due {
+                return;
+            }
+            let Some(command) = state.stop.next.take() else {
+                return;
+            };
+            state.stop.under_way = true;
+            (command, state.stop.requested)
+        };
+        let Some(adapter) = robot.spec().adapter.clone() else {
+            let gone = SignalError::Unreachable {
+                reason: "it is not configured".into(),
+            };
+            return self.stop_answered(robot, &command, number, Err(gone));
+        };
+        let (inner, robot) = (self.clone(), robot.clone());
+        self.spawn_now(async move {
+            let result = adapter.stop(command.clone()).await;
+            inner.stop_answered(&robot, &command, number, result);
+        });
+    }
+
+    fn stop_answered(
+        self: &Arc<Self>,
+        robot: &Arc<Robot>,
+        command: &Arc<Command>,
+        number: u64,
+        result: Result<StopAnswer, SignalError>,
+    ) {
+        let at = stamp(self.world.clock.now());
+        let mut records = Vec::new();
+        {
+            let mut state = robot.lock();
+            state.stop.under_way = false;
+            match result {
+                Ok(answer) => {
+                    state.stop.answered = (number, Some(answer));
+                    state.stopped(number, answer, &at, &mut records);
+                }
+                Err(SignalError::Unreachable { reason }) => {
+                    tracing::warn!(robot = %robot.id(), stop = %command.mission_id, %reason, "stop not delivered; it is kept and sent again");
+                    if state.stop.next.is_none() {
+                        state.stop.next = Some(command.clone());
+                    }
+                    state.stop.retry_at = Some(Instant::now() + RESEND);
+                }
+                Err(SignalError::Refused { reason }) => {
+                    tracing::error!(robot = %robot.id(), stop = %command.mission_id, %reason, "the robot refused a stop");
+                    state.stop.answered = (number, None);
+                    state.stop_refused(number, &reason, &at, &mut records);
+                }
+            }
+            if !records.is_empty() {
+                self.journal.append(Append {
+                    records,
+                    ..Append::default()
+                });
+            }
+        }
+        robot.stop_word.notify_waiters();
+        self.send_stop(robot);
+        robot.wake.notify_one();
+    }
+
+    /// The robot's answer to this request or a later one, if it comes in time.
+    async fn answer(&self, robot: &Robot, number: u64, deadline: Instant) -> Option<StopAnswer> {
+        loop {
+            let word = robot.stop_word.notified();
+            let (covered, answer) = robot.lock().stop.answered;
+            if covered >= number {
+                return answer;
+            }
+            timeout_at(deadline, word).await.ok()?;
+        }
+    }
+
+    /// Polls a future once right here, so that what it sends is on its way before this returns,
+    /// and leaves the rest to a task.
+    pub(super) fn spawn_now(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let mut future = Box::pin(future);
+        if future.as_mut().now_or_never().is_none() {
+            self.tasks.spawn(future);
+        }
+    }
+}
+
+impl RobotState {
+    fn cancel_all(&mut self, stop: &Command, at: &Arc<str>, records: &mut Vec<Record>) {
+        let reason = format!("{} {}", stop.action_type.as_str(), stop.mission_id);
+        let detail = format!("cancelled before it was sent: {reason}");
+        let word = Word {
+            detail: &detail,
+            observed_at: at,
+            ..Word::default()
+        };
+        for id in std::mem::take(&mut self.queue) {
+            self.advance(&id, MissionStatus::Cancelled, &word, records);
+        }
+        if let Some(id) = self.active.as_ref().map(|a| a.id.clone()) {
+            self.want_cancel(&id, &reason, at, records);
+        }
+    }
+
+    /// Keeps the number of stops that are followed within its bound.
+    fn supersede(&mut self, records: &mut Vec<Record>, at: &Arc<str>) {
+        let mut stops: Vec<(u64, MissionId)> = self.open_stops(u64::MAX);
+        stops.sort();
+        while stops.len() >= OPEN_STOPS {
+            let (_, oldest) = stops.remove(0);
+            let word = Word {
+                detail: "superseded by later stops of this robot",
+                observed_at: at,
+                ..Word::default()
+            };
+            self.advance(&oldest, MissionStatus::Cancelled, &word, records);
+        }
+    }
+
+    /// The followed stops up to a request, in no order.
+    fn open_stops(&self, up_to: u64) -> Vec<(u64, MissionId)> {
+        self.open
+            .iter()
+            .filter(|(_, o)| o.mission.command.action_type.is_stop() && o.stop_number <= up_to)
+            .map(|(id, o)| (o.stop_number, id.clone()))
+            .collect()
+    }
+
+    /// A stop got through: so far did all that were asked for before it.
+    pub(super) fn stopped(
+        &mut self,
+        number: u64,
+        answer: StopAnswer,
+        at: &Arc<str>,
+        records: &mut Vec<Record>,
+    ) {
+        let (status, heard) = match answer {
+            StopAnswer::Requested => (MissionStatus::Dispatched, false),
+            StopAnswer::Accepted => (MissionStatus::Executing, true),
+            StopAnswer::Stationary => (MissionStatus::Succeeded, true),
+        };
+        let word = Word {
+            observed_at: at,
+            heard,
+            ..Word::default()
+        };
+        for (_, id) in self.open_stops(number) {
+            if let Some(open) = self.open.get_mut(&id) {
+                open.state.attempt = Attempt::Open;
+                open.deliver_by = Instant::now();
+            }
+            self.advance(&id, status, &word, records);
+        }
+    }
+
+    fn stop_refused(
+        &mut self,
+        number: u64,
+        reason: &str,
+        at: &Arc<str>,
+        records: &mut Vec<Record>,
+    ) {
+        let detail = format!("the robot refused the stop: {reason}");
+        let word = Word {
+            detail: &detail,
+            observed_at: at,
+            heard: true,
+            ..Word::default()
+        };
+        for (_, id) in self.open_stops(number) {
+            self.advance(&id, MissionStatus::Failed, &word, records);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What can fail around the journal.
+
+use std::{path::PathBuf, sync::Arc};
+use thiserror::Error;
+
+/// What can fail around the journal. Cheap to clone: one failed commit fails many callers.
+#[derive(Debug, Clone, Error)]
+pub enum JournalError {
+    /// The file or its folder cannot be used.
+    #[error("journal {path}: cannot open it (is the folder there and writable?)")]
+    Open {
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// Two gateways on one journal would send every mission twice.
+    #[error(
+        "journal {path}: another process has it open; stop that one or configure another journal.path"
+    )]
+    InUse {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// Written by a later version of this program.
+    #[error(
+        "journal {path}: it has schema version {found}, this program knows {known}; run the newer version"
+    )]
+    Newer {
+        /// The journal.
+        path: PathBuf,
+        /// In the file.
+        found: i64,
+        /// Known here.
+        known: i64,
+    },
+    /// Not what the gateway wrote.
+    #[error(
+        "journal {path}: it is damaged ({reason}); restore it from a copy, or move it away to start with an empty one"
+    )]
+    Damaged {
+        /// The journal.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// A commit failed; nothing of it is on disk.
+    #[error("the journal could not be written")]
+    Commit(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// A read failed.
+    #[error("the journal could not be read")]
+    Read(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The writer has ended.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+impl JournalError {
+    pub(super) fn open(
+        path: &std::path::Path,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Open {
+            path: path.to_path_buf(),
+            source: Arc::new(source),
+        }
+    }
+
+    pub(super) fn commit(source: rusqlite::Error) -> Self {
+        Self::Commit(Arc::new(source))
+    }
+
+    pub(super) fn read(source: rusqlite::Error) -> Self {
+        Self::Read(Arc::new(source))
+    }
+
+    /// An error met while opening: damage where SQLite says so.
+    pub(super) fn opening(path: &std::path::Path, source: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match source.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => Self::Damaged {
+                path: path.to_path_buf(),
+                reason: source.to_string(),
+            },
+            _ => Self::open(path, source),
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Reading: all of it at the start, pages of updates and single missions later.
+
+use super::{
+    Attempt, JournalError, Mission, MissionState, RobotRow, maintenance::Finished, schema,
+};
+use portarium_protocols::mission::{Command, MissionStatus};
+use rusqlite::{Connection, OptionalExtension as _, Row};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// What a journal holds when it is opened.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The last position; 0 in an empty journal.
+    pub head: u64,
+    /// All missions that are kept, oldest first.
+    pub missions: Vec<LoadedMission>,
+    /// The robots' rows.
+    pub robots: Vec<RobotRow>,
+    /// The missions that have ended, in the order of their ends.
+    pub(super) finished: Vec<Finished>,
+}
+
+/// A mission as found.
+#[derive(Debug)]
+pub struct LoadedMission {
+    /// Its number.
+    pub number: u64,
+    /// Its id.
+    pub mission_id: String,
+    /// Who asked for it.
+    pub caller: String,
+    /// Its plan key.
+    pub plan_key: String,
+    /// Its idempotency key.
+    pub idempotency_key: String,
+    /// The position of the state that ended it, or the mission itself where it is open.
+    pub ended: Result<u64, Arc<Mission>>,
+}
+
+/// One change of one mission, as watchers see it.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// Grows from change to change.
+    pub position: u64,
+    /// What was asked.
+    pub command: Arc<Command>,
+    /// The state from this position on.
+    pub state: MissionState,
+}
+
+/// Reads committed rows on a connection of its own.
+#[derive(Clone)]
+pub struct Reader {
+    connection: Arc<Mutex<Connection>>,
+}
+
+const STATE_COLUMNS: &str =
+    "s.position, s.status, s.flags, s.execution_id, s.observed_at, s.detail";
+
+impl Reader {
+    pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
+        Ok(Self {
+            connection: Arc::new(Mutex::new(schema::open_reader(path)?)),
+        })
+    }
+
+    /// Up to `limit` changes after a position, of all missions or of the one with this number.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub async fn updates(
+        &self,
+        after: u64,
+        mission: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Update>, JournalError> {
+        self.blocking(move |connection| {
+            let sql = format!(
+                "SELECT {STATE_COLUMNS}, m.command FROM states s
+                 JOIN missions m ON m.mission = s.mission
+                 WHERE s.position > ?1 AND (?2 IS NULL OR s.mission = ?2)
+                 ORDER BY s.position LIMIT ?3"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let rows = statement.query_map(
+                (
+                    signed(after),
+                    mission.map(signed),
+                    i64::try_from(limit).unwrap_or(i64::MAX),
+                ),
+                |row| {
+                    Ok(Update {
+                        position: unsigned(row.get(0)?),
+                        state: state(row)?,
+                        command: Arc::new(command(row, 6)?),
+                    })
+                },
+            )?;
+            rows.collect()
+        })
+        .await
+    }
+
+    /// The state at a position and what was asked, of a mission that has ended.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub async fn ended(&self, position: u64) -> Result<Option<Update>, JournalError> {
+        let found = self.updates(position.saturating_sub(1), None, 1).await?;
+        Ok(found.into_iter().find(|u| u.position == position))
+    }
+
+    /// What a mission asked and when it was accepted.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub async fn mission(
+        &self,
+        number: u64,
+    ) -> Result<Option<(Command, SystemTime)>, JournalError> {
+        self.blocking(move |connection| {
+            connection
+                .prepare_cached("SELECT command, accepted_at FROM missions WHERE mission = ?1")?
+                .query_row([signed(number)], |row| {
+                    Ok((command(row, 0)?, from_millis(row.get(1)?)))
+                })
+                .optional()
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let connection = self.connection.clone();
+        tokio::task::spawn_blocking(move || {
+            read(&connection.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+        .await
+        .map_err(|_| JournalError::Closed)?
+        .map_err(JournalError::read)
+    }
+}
+
+/// Reads everything that is kept, once, before the engine starts.
+pub(super) fn load(connection: &Connection, path: &Path) -> Result<Loaded, JournalError> {
+    let mut loaded = Loaded::default();
+    read_all(connection, &mut loaded).map_err(|e| JournalError::opening(path, e))?;
+    Ok(loaded)
+}
+
+fn read_all(connection: &Connection, loaded: &mut Loaded) -> rusqlite::Result<()> {
+    let mut ended = BTreeMap::new();
+    let mut last = BTreeMap::new();
+    let mut positions =
+        connection.prepare("SELECT position, mission, status, at FROM states ORDER BY position")?;
+    let mut rows = positions.query([])?;
+    while let Some(row) = rows.next()? {
+        let (position, mission) = (unsigned(row.get(0)?), unsigned(row.get(1)?));
+        loaded.head = position;
+        if status(row.get(2)?, 2)?.is_terminal() {
+            last.remove(&mission);
+            ended.insert(mission, position);
+            loaded.finished.push(Finished {
+                mission,
+                ended: position,
+                at: row.get(3)?,
+            });
+        } else {
+            last.insert(mission, position);
+        }
+    }
+    let mut missions = connection.prepare(
+        "SELECT mission, mission_id, caller, plan_key, idempotency_key FROM missions ORDER BY mission",
+    )?;
+    let mut rows = missions.query([])?;
+    while let Some(row) = rows.next()? {
+        let number = unsigned(row.get(0)?);
+        let ended = match (ended.get(&number), last.get(&number)) {
+            (Some(position), _) => Ok(*position),
+            (None, Some(position)) => Err(Arc::new(open_mission(connection, number, *position)?)),
+            (None, None) => continue,
+        };
+        loaded.missions.push(LoadedMission {
+            number,
+            mission_id: row.get(1)?,
+            caller: row.get(2)?,
+            plan_key: row.get(3)?,
+            idempotency_key: row.get(4)?,
+            ended,
+        });
+    }
+    loaded.robots = robots(connection)?;
+    Ok(())
+}
+
+fn open_mission(connection: &Connection, number: u64, position: u64) -> rusqlite::Result<Mission> {
+    let sql = format!(
+        "SELECT {STATE_COLUMNS}, m.command, m.caller, m.accepted_at FROM states s
+         JOIN missions m ON m.mission = s.mission WHERE s.position = ?1"
+    );
+    connection
+        .prepare_cached(&sql)?
+        .query_row([signed(position)], |row| {
+            let caller: String = row.get(7)?;
+            Ok(Mission::loaded(
+                number,
+                Arc::new(command(row, 6)?),
+                caller.into(),
+                from_millis(row.get(8)?),
+                state(row)?,
+            ))
+        })
+}
+
+fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
+    let mut statement = connection.prepare("SELECT robot_id, fence, latched, hold FROM robots")?;
+    let rows = statement.query_map([], |row| {
+        let id: String = row.get(0)?;
+        Ok(RobotRow {
+            robot_id: id.parse().map_err(|_| unreadable(0, "robot id"))?,
+            fence: Some(unsigned(row.get(1)?)),
+            latched: row.get(2)?,
+            hold: row.get(3)?,
+        })
+    })?;
+    rows.collect()
+}
+
+fn state(row: &Row<'_>) -> rusqlite::Result<MissionState> {
+    let flags: i64 = row.get(2)?;
+    Ok(MissionState {
+        status: status(row.get(1)?, 1)?,
+        attempt: if flags & flag::ATTEMPT == 0 {
+            Attempt::NotSent
+        } else {
+            Attempt::Open
+        },
+        heard: flags & flag::HEARD != 0,
+        outcome_unknown: flags & flag::UNKNOWN != 0,
+        cancel_requested: flags & flag::CANCEL != 0,
+        awaiting_confirmation: flags & flag::AWAITING != 0,
+        action_execution_id: text(row, 3)?,
+        observed_at: text(row, 4)?,
+        detail: text(row, 5)?,
+    })
+}
+
+fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<Arc<str>> {
+    Ok(Arc::from(row.get_ref(column)?.as_str()?))
+}
+
+fn command(row: &Row<'_>, column: usize) -> rusqlite::Result<Command> {
+    serde_json::from_str(row.get_ref(column)?.as_str()?).map_err(|_| unreadable(column, "command"))
+}
+
+fn status(code: i64, column: usize) -> rusqlite::Result<MissionStatus> {
+    usize::try_from(code)
+        .ok()
+        .and_then(|code| MissionStatus::ALL.get(code).copied())
+        .ok_or_else(|| unreadable(column, "status"))
+}
+
+/// A row that we did not write so: the file was changed by somebody else.
+fn unreadable(column: usize, what: &str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(
+        column,
+        rusqlite::types::Type::Text,
+        format!("unreadable {what}").into(),
+    )
+}
+
+/// The bits of the column `flags`.
+pub(super) mod flag {
+    pub(in crate::journal) const ATTEMPT: i64 = 1;
+    pub(in crate::journal) const HEARD: i64 = 2;
+    pub(in crate::journal) const UNKNOWN: i64 = 4;
+    pub(in crate::journal) const CANCEL: i64 = 8;
+    pub(in crate::journal) const AWAITING: i64 = 16;
+}
+
+// SQLite's integers are signed; positions grow by one and never come near the sign.
+pub(super) fn signed(position: u64) -> i64 {
+    i64::try_from(position).unwrap_or(i64::MAX)
+}
+
+pub(super) fn unsigned(column: i64) -> u64 {
+    u64::try_from(column).unwrap_or(0)
+}
+
+pub(super) fn to_millis(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn from_millis(millis: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}

@@ -1,0 +1,170 @@
+//! The file's layout and its version.
+
+use super::JournalError;
+use rusqlite::{Connection, OpenFlags};
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+
+/// Grows with each change of the layout. A program refuses a version that it does not know.
+const VERSION: i64 = 1;
+
+/// `PORT` in the file's header: tells our files from other SQLite files.
+const APPLICATION_ID: i64 = 0x504f_5254;
+
+// Only integer keys that grow: rows are appended, and a commit touches the last pages alone.
+// `owner` and `owner_epoch` say which gateway a robot belongs to; with one gateway they never
+// change, with several each robot has one owner at a time.
+const LAYOUT: &str = "
+CREATE TABLE journal (
+    id TEXT NOT NULL
+) STRICT;
+CREATE TABLE missions (
+    mission         INTEGER PRIMARY KEY,
+    mission_id      TEXT NOT NULL,
+    robot_id        TEXT NOT NULL,
+    caller          TEXT NOT NULL,
+    plan_key        TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    accepted_at     INTEGER NOT NULL,
+    command         TEXT NOT NULL
+) STRICT;
+CREATE TABLE states (
+    position     INTEGER PRIMARY KEY,
+    mission      INTEGER NOT NULL,
+    at           INTEGER NOT NULL,
+    status       INTEGER NOT NULL,
+    flags        INTEGER NOT NULL,
+    execution_id TEXT NOT NULL,
+    observed_at  TEXT NOT NULL,
+    detail       TEXT NOT NULL
+) STRICT;
+CREATE TABLE robots (
+    robot_id    TEXT PRIMARY KEY,
+    owner       TEXT NOT NULL,
+    owner_epoch INTEGER NOT NULL,
+    fence       INTEGER NOT NULL,
+    latched     INTEGER NOT NULL,
+    hold        TEXT
+) STRICT, WITHOUT ROWID;
+";
+
+/// Opens for writing; creates the file and its tables where there are none.
+pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
+    create_private(path)?;
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let failed = |e| JournalError::opening(path, e);
+    connection
+        .pragma_update(None, "journal_mode", "WAL")
+        .map_err(failed)?;
+    // FULL: an acknowledged mission survives a power cut. NORMAL would lose the last ones.
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(failed)?;
+    // Checkpoints are made by `maintenance`, where they hold up nobody.
+    connection
+        .pragma_update(None, "wal_autocheckpoint", 0)
+        .map_err(failed)?;
+    check(&connection, path)?;
+    let version: i64 = pragma(&connection, "user_version", path)?;
+    if version == 0 {
+        let transaction = connection.transaction().map_err(failed)?;
+        transaction.execute_batch(LAYOUT).map_err(failed)?;
+        transaction
+            .execute("INSERT INTO journal (id) VALUES (?1)", [new_id()])
+            .map_err(failed)?;
+        transaction
+            .pragma_update(None, "application_id", APPLICATION_ID)
+            .map_err(failed)?;
+        transaction
+            .pragma_update(None, "user_version", VERSION)
+            .map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+    }
+    Ok(connection)
+}
+
+/// How long a connection waits for another one's lock.
+pub(super) const BUSY: Duration = Duration::from_secs(5);
+
+/// Opens for checkpoints beside the writer.
+pub(super) fn open_checkpointer(path: &Path) -> Result<Connection, JournalError> {
+    connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+}
+
+/// Opens for reading only.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, JournalError> {
+    connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+/// The journal's own name, made when it was.
+pub(super) fn id(connection: &Connection, path: &Path) -> Result<String, JournalError> {
+    connection
+        .query_row("SELECT id FROM journal", [], |row| row.get(0))
+        .map_err(|e| JournalError::opening(path, e))
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, JournalError> {
+    let failed = |e| JournalError::opening(path, e);
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .map_err(failed)?;
+    connection.busy_timeout(BUSY).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+/// Missions name places and goods: the file is its user's alone.
+fn create_private(path: &Path) -> Result<(), JournalError> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(|e| JournalError::open(path, e))
+}
+
+/// Refuses what is not ours, too new or damaged, before anything is read from it.
+fn check(connection: &Connection, path: &Path) -> Result<(), JournalError> {
+    let found: i64 = pragma(connection, "user_version", path)?;
+    if found > VERSION {
+        return Err(JournalError::Newer {
+            path: path.to_path_buf(),
+            found,
+            known: VERSION,
+        });
+    }
+    let damaged = |reason: String| JournalError::Damaged {
+        path: path.to_path_buf(),
+        reason,
+    };
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(|e| JournalError::opening(path, e))?;
+    let application: i64 = pragma(connection, "application_id", path)?;
+    if (found != 0 || tables != 0) && application != APPLICATION_ID {
+        return Err(damaged("it is a database of another program".into()));
+    }
+    let verdict: String = pragma(connection, "quick_check(1)", path)?;
+    if verdict != "ok" {
+        return Err(damaged(verdict));
+    }
+    Ok(())
+}
+
+fn pragma<T: rusqlite::types::FromSql>(
+    connection: &Connection,
+    name: &str,
+    path: &Path,
+) -> Result<T, JournalError> {
+    connection
+        .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
+        .map_err(|e| JournalError::opening(path, e))
+}
+
+/// Eight letters and digits; part of every `gateway_request_id`.
+fn new_id() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric)
+        .take(8)
+        .map(|c| c.to_ascii_lowercase())
+        .collect()
+}

@@ -1,0 +1,347 @@
+//! The one writer: groups what many callers append into one commit.
+
+use super::{
+    Append, Attempt, JournalError, Mission, MissionState, Record, RobotRow,
+    lock::Lock,
+    maintenance::{Finished, Forgotten, Maintenance},
+    reader::{flag, signed, to_millis},
+};
+use rusqlite::{Connection, Transaction};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::{mpsc, watch};
+
+/// The most appends in one commit: bounds how long the first of them waits for the last.
+const BATCH: usize = 512;
+
+/// The pause after a failed commit, for what has to be retried.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Hears of what the writer did, on the writer's thread, after it is durable. Never waits.
+pub trait Observer: Send + Sync {
+    /// A commit of so many appends took so long.
+    fn committed(&self, took: Duration, appends: usize);
+    /// A mission's last state is durable at this position.
+    fn ended(&self, mission: &Arc<Mission>, position: u64);
+    /// A mission's acceptance could not be committed; its caller is told so.
+    fn refused(&self, mission: &Arc<Mission>);
+    /// These missions are no longer kept.
+    fn forgotten(&self, missions: Vec<Forgotten>);
+}
+
+/// Owns the writing connection. Either [`Writer::spawn`]ed, or stepped by hand through
+/// [`Writer::receive`] and [`Writer::commit`] where a test decides when and whether a commit
+/// succeeds.
+pub struct Writer {
+    connection: Connection,
+    maintenance: Maintenance,
+    jobs: mpsc::UnboundedReceiver<Append>,
+    retry: VecDeque<Append>,
+    position: u64,
+    head: watch::Sender<u64>,
+    backlog: Arc<AtomicUsize>,
+    observer: Option<Arc<dyn Observer>>,
+    // Dropped last: nobody else opens the file before the connection is closed.
+    _lock: Lock,
+}
+
+/// Appends that are to be committed together.
+pub struct Batch(Vec<Append>);
+
+impl Writer {
+    pub(super) fn new(
+        connection: Connection,
+        maintenance: Maintenance,
+        lock: Lock,
+        jobs: mpsc::UnboundedReceiver<Append>,
+        head: watch::Sender<u64>,
+        backlog: Arc<AtomicUsize>,
+        position: u64,
+    ) -> Self {
+        Self {
+            connection,
+            maintenance,
+            jobs,
+            retry: VecDeque::new(),
+            position,
+            head,
+            backlog,
+            observer: None,
+            _lock: lock,
+        }
+    }
+
+    /// Runs on a thread of its own until every [`super::Journal`] handle is gone and all is
+    /// written. The handle ends with it.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn spawn(mut self) -> std::io::Result<thread::JoinHandle<()>> {
+        thread::Builder::new().name("journal".into()).spawn(move || {
+            let mut failing = false;
+            while let Some(batch) = self.receive_blocking() {
+                match self.commit(batch) {
+                    Ok(()) => {
+                        if std::mem::take(&mut failing) {
+                            tracing::info!("the journal is written again");
+                        }
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::error!(error = %crate::chain(&error), "the journal cannot be written: new missions are refused until it can (is the disk full?)");
+                        }
+                        thread::sleep(RETRY);
+                    }
+                }
+                self.maintain();
+            }
+        })
+    }
+
+    /// Sets who hears of commits.
+    pub fn observe(&mut self, observer: Arc<dyn Observer>) {
+        self.observer = Some(observer);
+    }
+
+    /// Looks after log and retention, if it is time.
+    pub fn maintain(&mut self) {
+        let forgotten = self.maintenance.between_commits(&mut self.connection);
+        if let Some(observer) = &self.observer
+            && !forgotten.is_empty()
+        {
+            observer.forgotten(forgotten);
+        }
+    }
+
+    /// The next batch; `None` when nothing can come any more.
+    fn receive_blocking(&mut self) -> Option<Batch> {
+        let first = match self.retry.pop_front() {
+            Some(append) => append,
+            None => self.jobs.blocking_recv()?,
+        };
+        Some(self.fill(first))
+    }
+
+    /// As the thread does it, for whoever steps the writer by hand.
+    pub async fn receive(&mut self) -> Option<Batch> {
+        let first = match self.retry.pop_front() {
+            Some(append) => append,
+            None => self.jobs.recv().await?,
+        };
+        Some(self.fill(first))
+    }
+
+    fn fill(&mut self, first: Append) -> Batch {
+        let mut batch = vec![first];
+        while batch.len() < BATCH {
+            match self.retry.pop_front().or_else(|| self.jobs.try_recv().ok()) {
+                Some(append) => batch.push(append),
+                None => break,
+            }
+        }
+        Batch(batch)
+    }
+
+    /// Commits a batch and only then lets anybody see it. What failed and may fail is told so;
+    /// what failed and may not is kept for the next batch.
+    ///
+    /// # Errors
+    /// As SQLite's.
+    pub fn commit(&mut self, batch: Batch) -> Result<(), JournalError> {
+        let (started, appends) = (Instant::now(), batch.0.len());
+        match self.write(&batch.0) {
+            Ok(position) => {
+                if let Some(observer) = &self.observer {
+                    observer.committed(started.elapsed(), appends);
+                }
+                self.publish(batch, position);
+                Ok(())
+            }
+            Err(source) => {
+                let error = JournalError::commit(source);
+                self.refuse(batch, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &[Append]) -> rusqlite::Result<u64> {
+        let mut position = self.position;
+        let now = to_millis(SystemTime::now());
+        let transaction = self.connection.transaction()?;
+        for append in batch {
+            let fence = position + 1;
+            for record in &append.records {
+                if record.mission().has_failed() {
+                    continue;
+                }
+                position += 1;
+                // A mission that is accepted in this very batch has no number yet: it is found
+                // among the batch's acceptances.
+                let number = match record {
+                    Record::Accepted(mission, _) => {
+                        insert_mission(&transaction, position, mission)?;
+                        position
+                    }
+                    Record::Changed(mission, _) => match mission.number() {
+                        Some(number) => number,
+                        None => number_in(batch, self.position, mission),
+                    },
+                };
+                let (Record::Accepted(_, state) | Record::Changed(_, state)) = record;
+                insert_state(&transaction, position, number, now, state)?;
+            }
+            if let Some(row) = &append.robot {
+                upsert_robot(&transaction, row, fence)?;
+            }
+        }
+        transaction.commit()?;
+        Ok(position)
+    }
+
+    fn publish(&mut self, batch: Batch, position: u64) {
+        let (mut at, now) = (self.position, to_millis(SystemTime::now()));
+        self.position = position;
+        let appends = batch.0.len();
+        let mut done = Vec::new();
+        for append in batch.0 {
+            for record in append.records {
+                if record.mission().has_failed() {
+                    continue;
+                }
+                at += 1;
+                let (Record::Accepted(mission, state) | Record::Changed(mission, state)) = &record;
+                let ends = state.status.is_terminal();
+                mission.set_durable(state.clone());
+                if let Record::Accepted(..) = record {
+                    mission.set_number(Ok(at));
+                }
+                if ends && let Some(number) = mission.number() {
+                    self.maintenance.ended(Finished {
+                        mission: number,
+                        ended: at,
+                        at: now,
+                    });
+                    if let Some(observer) = &self.observer {
+                        observer.ended(mission, at);
+                    }
+                }
+            }
+            done.extend(append.done);
+        }
+        self.head.send_replace(position);
+        self.backlog.fetch_sub(appends, Ordering::Relaxed);
+        for done in done {
+            // Set here alone; a second time cannot be.
+            let _ = done.set(Ok(()));
+        }
+    }
+
+    fn refuse(&mut self, batch: Batch, error: &JournalError) {
+        for append in batch.0.into_iter().rev() {
+            if append.may_fail() {
+                self.backlog.fetch_sub(1, Ordering::Relaxed);
+                if let Some(observer) = &self.observer {
+                    append
+                        .accepted()
+                        .for_each(|mission| observer.refused(mission));
+                }
+                append.fail(error);
+            } else {
+                self.retry.push_front(append);
+            }
+        }
+    }
+}
+
+/// The number that a mission accepted earlier in this batch gets.
+fn number_in(batch: &[Append], start: u64, wanted: &Arc<Mission>) -> u64 {
+    let mut position = start;
+    for record in batch.iter().flat_map(|a| &a.records) {
+        if record.mission().has_failed() {
+            continue;
+        }
+        position += 1;
+        if let Record::Accepted(mission, _) = record
+            && Arc::ptr_eq(mission, wanted)
+        {
+            return position;
+        }
+    }
+    position
+}
+
+fn insert_mission(
+    transaction: &Transaction<'_>,
+    number: u64,
+    mission: &Mission,
+) -> rusqlite::Result<()> {
+    let command = &mission.command;
+    let text = serde_json::to_string(&**command)
+        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+    transaction
+        .prepare_cached("INSERT INTO missions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+        .execute((
+            signed(number),
+            command.mission_id.as_str(),
+            command.robot_id.as_str(),
+            &*mission.caller,
+            &command.plan_effect_idempotency_key,
+            &command.idempotency_key,
+            to_millis(mission.accepted_at),
+            text,
+        ))?;
+    Ok(())
+}
+
+fn insert_state(
+    transaction: &Transaction<'_>,
+    position: u64,
+    number: u64,
+    at: i64,
+    state: &MissionState,
+) -> rusqlite::Result<()> {
+    let bit = |set: bool, bit: i64| if set { bit } else { 0 };
+    let flags = bit(state.attempt == Attempt::Open, flag::ATTEMPT)
+        | bit(state.heard, flag::HEARD)
+        | bit(state.outcome_unknown, flag::UNKNOWN)
+        | bit(state.cancel_requested, flag::CANCEL)
+        | bit(state.awaiting_confirmation, flag::AWAITING);
+    transaction
+        .prepare_cached("INSERT INTO states VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+        .execute((
+            signed(position),
+            signed(number),
+            at,
+            state.status as i64,
+            flags,
+            &*state.action_execution_id,
+            &*state.observed_at,
+            &*state.detail,
+        ))?;
+    Ok(())
+}
+
+fn upsert_robot(transaction: &Transaction<'_>, row: &RobotRow, here: u64) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO robots (robot_id, owner, owner_epoch, fence, latched, hold)
+             VALUES (?1, '', 0, ?2, ?3, ?4)
+             ON CONFLICT (robot_id) DO UPDATE
+             SET fence = ?2, latched = ?3, hold = ?4",
+        )?
+        .execute((
+            row.robot_id.as_str(),
+            signed(row.fence.unwrap_or(here)),
+            row.latched,
+            &row.hold,
+        ))?;
+    Ok(())
+}

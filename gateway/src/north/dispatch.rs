@@ -1,0 +1,149 @@
+//! `DispatchMission`: missions and stops.
+
+use super::{
+    JOURNAL_PATIENCE, Service,
+    answer::{Echo, reject_reason},
+    gate::About,
+};
+use crate::{
+    engine::Refusal,
+    policy::{Method, Principal, RobotRef},
+};
+use portarium_protocols::{
+    grpc::{convert, pb},
+    mission::Command,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::time::timeout;
+use tonic::{Request, Status};
+
+const METHOD: Method = Method::DispatchMission;
+
+impl Service {
+    /// A final refusal is a response, never a gRPC error, which the control plane reads as
+    /// "unreachable".
+    pub(super) async fn dispatch(
+        &self,
+        request: Request<pb::DispatchMissionRequest>,
+    ) -> Result<pb::DispatchMissionResponse, Status> {
+        let started = Instant::now();
+        let principal = self.gate.enter(&request, METHOD)?;
+        let request = request.into_inner();
+        let echo = Echo::of(&request);
+        let response = match convert::parse(request) {
+            Err(invalid) => {
+                let about = About::mission(&echo.mission_id);
+                let reason = invalid.to_string();
+                self.gate
+                    .refused(&principal, METHOD, about, "InvalidMission", &reason);
+                echo.invalid(&invalid)
+            }
+            Ok(command) => match self.blocked(&principal, &command) {
+                Some(reason) => {
+                    let about = About::command(&command);
+                    self.gate
+                        .refused(&principal, METHOD, about, "POLICY_BLOCKED", &reason);
+                    echo.blocked(reason)
+                }
+                None if command.action_type.is_stop() => self.stop(&principal, command, echo).await,
+                None => self.mission(&principal, command, echo).await?,
+            },
+        };
+        self.observer
+            .dispatched(response.status(), started.elapsed());
+        Ok(response)
+    }
+
+    fn blocked(&self, principal: &Principal, command: &Command) -> Option<String> {
+        let spec = self.engine.robot(&command.robot_id).map(|view| view.spec);
+        let robot = RobotRef {
+            robot: &command.robot_id,
+            fleet: spec.as_ref().and_then(|spec| spec.fleet.as_ref()),
+        };
+        self.gate
+            .may_command(principal, METHOD, robot, Some(command))
+            .err()
+    }
+
+    async fn stop(
+        &self,
+        principal: &Principal,
+        command: Command,
+        echo: Echo,
+    ) -> pb::DispatchMissionResponse {
+        let at = SystemTime::now();
+        let caller = Arc::from(principal.caller().as_str());
+        let result = self.engine.stop(caller, command.clone()).await;
+        let about = About::command(&command);
+        match result {
+            Ok(stopped) => {
+                let response = echo.stopped(&command, &stopped, at);
+                self.gate
+                    .allowed(principal, METHOD, about, "DISPATCHED", &response.message);
+                response
+            }
+            Err(refusal) => {
+                let outcome = reject_reason(&refusal);
+                let response = echo.refused(refusal);
+                self.gate
+                    .refused(principal, METHOD, about, outcome, &response.message);
+                response
+            }
+        }
+    }
+
+    async fn mission(
+        &self,
+        principal: &Principal,
+        command: Command,
+        echo: Echo,
+    ) -> Result<pb::DispatchMissionResponse, Status> {
+        let caller = Arc::from(principal.caller().as_str());
+        let asked = Arc::new(command);
+        let result = match (self.wrong_fleet(&asked), self.waiting.try_acquire()) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Err(_)) => Err(Refusal::Unreachable {
+                message: "too many calls wait for the journal".into(),
+                retry_after: Duration::from_secs(1),
+            }),
+            (None, Ok(_place)) => {
+                let accepted = self.engine.dispatch(caller, (*asked).clone());
+                timeout(JOURNAL_PATIENCE, accepted).await.map_err(|_| {
+                    Status::unavailable(
+                        "the journal has not answered; ask again with the same keys to learn what came of it",
+                    )
+                })?
+            }
+        };
+        let about = About::command(&asked);
+        Ok(match result {
+            Ok(dispatched) => {
+                let response = echo.dispatched(&dispatched);
+                self.gate
+                    .allowed(principal, METHOD, about, "DISPATCHED", &response.message);
+                response
+            }
+            Err(refusal) => {
+                let outcome = reject_reason(&refusal);
+                let response = echo.refused(refusal);
+                self.gate
+                    .refused(principal, METHOD, about, outcome, &response.message);
+                response
+            }
+        })
+    }
+
+    fn wrong_fleet(&self, command: &Command) -> Option<Refusal> {
+        let asked = command.fleet_id.as_ref()?;
+        let spec = self.engine.robot(&command.robot_id)?.spec;
+        (spec.fleet.as_ref() != Some(asked)).then(|| {
+            Refusal::Invalid(format!(
+                "fleet_id: robot {} is not in fleet {asked}",
+                spec.id
+            ))
+        })
+    }
+}

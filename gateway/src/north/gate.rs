@@ -1,0 +1,183 @@
+//! Who calls, what they may, and the line in the audit that says so.
+
+use crate::{
+    audit::{Audit, Decision, Entry},
+    config::Development,
+    policy::{Action, Method, Policy, Principal, RobotRef},
+};
+use arc_swap::ArcSwap;
+use portarium_identity::Peer;
+use portarium_protocols::{ids::RobotId, mission::Command};
+use std::{sync::Arc, time::SystemTime};
+use tonic::{Request, Status};
+
+/// Decides on calls and writes the decisions down.
+#[derive(Clone)]
+pub struct Gate {
+    policy: Arc<ArcSwap<Policy>>,
+    audit: Audit,
+    development: Option<Development>,
+}
+
+/// What a decision is about, for the audit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct About<'a> {
+    pub(super) mission_id: &'a str,
+    pub(super) robot_id: &'a str,
+    pub(super) action_type: &'a str,
+    pub(super) action_name: &'a str,
+}
+
+impl<'a> About<'a> {
+    pub(super) fn command(command: &'a Command) -> Self {
+        Self {
+            mission_id: command.mission_id.as_str(),
+            robot_id: command.robot_id.as_str(),
+            action_type: command.action_type.as_str(),
+            action_name: &command.action_name,
+        }
+    }
+
+    pub(super) fn robot(robot: &'a RobotId) -> Self {
+        Self {
+            robot_id: robot.as_str(),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn mission(mission_id: &'a str) -> Self {
+        Self {
+            mission_id,
+            ..Self::default()
+        }
+    }
+}
+
+impl Gate {
+    pub(super) fn new(
+        policy: Arc<ArcSwap<Policy>>,
+        audit: Audit,
+        development: Option<Development>,
+    ) -> Self {
+        Self {
+            policy,
+            audit,
+            development,
+        }
+    }
+
+    /// Who calls, if they may call this method at all.
+    pub(super) fn enter<T>(
+        &self,
+        request: &Request<T>,
+        method: Method,
+    ) -> Result<Principal, Status> {
+        let principal = match (request.extensions().get::<Peer>(), self.development) {
+            (Some(peer), _) => Principal::from(peer),
+            (None, Some(proof)) => Principal::Development(proof),
+            (None, None) => return Err(Status::unauthenticated("no client certificate")),
+        };
+        if self.policy.load().may_call(&principal, method) {
+            return Ok(principal);
+        }
+        let reason = format!("no policy rule lets {principal} call {}", method.as_str());
+        self.refused(
+            &principal,
+            method,
+            About::default(),
+            "PERMISSION_DENIED",
+            &reason,
+        );
+        Err(Status::permission_denied(reason))
+    }
+
+    /// Whether they may do this to this robot; the reason if not.
+    pub(super) fn may_command(
+        &self,
+        principal: &Principal,
+        method: Method,
+        robot: RobotRef<'_>,
+        command: Option<&Command>,
+    ) -> Result<(), String> {
+        let action = command.map(|c| Action {
+            kind: c.action_type,
+            name: &c.action_name,
+        });
+        let policy = self.policy.load();
+        policy
+            .may_command(principal, method, robot, action)
+            .map_err(crate::policy::Refusal::into_reason)
+    }
+
+    /// As [`Gate::may_command`], for calls whose refusal is a gRPC status; audited.
+    pub(super) fn command(
+        &self,
+        principal: &Principal,
+        method: Method,
+        robot: RobotRef<'_>,
+        command: Option<&Command>,
+        about: About<'_>,
+    ) -> Result<(), Status> {
+        self.may_command(principal, method, robot, command)
+            .map_err(|reason| {
+                self.refused(principal, method, about, "PERMISSION_DENIED", &reason);
+                Status::permission_denied(reason)
+            })
+    }
+
+    pub(super) fn may_see(
+        &self,
+        principal: &Principal,
+        method: Method,
+        robot: RobotRef<'_>,
+    ) -> bool {
+        self.policy.load().may_see(principal, method, robot)
+    }
+
+    pub(super) fn allowed(
+        &self,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+        outcome: &str,
+        reason: &str,
+    ) {
+        self.record(Decision::Allowed, principal, method, about, outcome, reason);
+    }
+
+    pub(super) fn refused(
+        &self,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+        outcome: &str,
+        reason: &str,
+    ) {
+        self.record(Decision::Refused, principal, method, about, outcome, reason);
+    }
+
+    fn record(
+        &self,
+        decision: Decision,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+        outcome: &str,
+        reason: &str,
+    ) {
+        self.audit.record(
+            SystemTime::now(),
+            &Entry {
+                caller: Some(principal),
+                serial: principal.serial().unwrap_or_default(),
+                mission_id: about.mission_id,
+                robot_id: about.robot_id,
+                action_type: about.action_type,
+                action_name: about.action_name,
+                outcome,
+                reason,
+                ..Entry::new(decision, method.as_str())
+            },
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! Cancel, status, confirmation and resolution of single missions.
+
+use super::{JOURNAL_PATIENCE, Service, gate::About};
+use crate::{
+    engine::{Cancelled, MissionView, OperatorError, rfc3339},
+    journal::{JournalError, MissionState},
+    policy::{Method, Principal, RobotRef},
+};
+use portarium_protocols::{
+    grpc::pb,
+    ids::MissionId,
+    mission::{Command, MissionStatus},
+};
+use std::{future::Future, sync::Arc};
+use tokio::time::timeout;
+use tonic::{Request, Status};
+
+impl Service {
+    pub(super) async fn cancel(
+        &self,
+        request: Request<pb::CancelMissionRequest>,
+    ) -> Result<pb::CancelMissionResponse, Status> {
+        let method = Method::CancelMission;
+        let principal = self.gate.enter(&request, method)?;
+        let request = request.into_inner();
+        let Some((id, command)) = self.find(&request.mission_id).await? else {
+            let message = unknown(&request.mission_id);
+            let about = About::mission(&request.mission_id);
+            self.gate
+                .refused(&principal, method, about, "not known", &message);
+            return Ok(pb::CancelMissionResponse {
+                message,
+                ..Default::default()
+            });
+        };
+        self.permit(&principal, method, &command)?;
+        let result = within(self.engine.cancel(&id, &reason(&request.reason))).await?;
+        let outcome = result.map_err(|e| journal(&e))?;
+        let about = About::command(&command);
+        let response = match outcome {
+            Cancelled::Now(at) => pb::CancelMissionResponse {
+                accepted: true,
+                cancelled_at: rfc3339(at),
+                message: "cancelled before it was sent".into(),
+            },
+            Cancelled::Requested => pb::CancelMissionResponse {
+                accepted: true,
+                cancelled_at: String::new(),
+                message: "cancel requested; the mission ends by the robot's word".into(),
+            },
+            Cancelled::Nothing(message) => pb::CancelMissionResponse {
+                message,
+                ..Default::default()
+            },
+            Cancelled::Unknown => pb::CancelMissionResponse {
+                message: unknown(id.as_str()),
+                ..Default::default()
+            },
+        };
+        let outcome = if response.accepted {
+            "accepted"
+        } else {
+            "nothing to cancel"
+        };
+        self.gate
+            .allowed(&principal, method, about, outcome, &response.message);
+        Ok(response)
+    }
+
+    pub(super) async fn status(
+        &self,
+        request: Request<pb::GetMissionStatusRequest>,
+    ) -> Result<pb::GetMissionStatusResponse, Status> {
+        let method = Method::GetMissionStatus;
+        let principal = self.gate.enter(&request, method)?;
+        let request = request.into_inner();
+        let not_found = || Status::not_found(unknown(&request.mission_id));
+        let id: MissionId = request.mission_id.parse().map_err(|_| not_found())?;
+        let view = within(self.engine.status(&id))
+            .await?
+            .map_err(|e| journal(&e))?;
+        let MissionView { command, state } = view.ok_or_else(not_found)?;
+        let fleet = self.fleet(&command);
+        let robot = RobotRef {
+            robot: &command.robot_id,
+            fleet: fleet.as_ref(),
+        };
+        if !self.gate.may_see(&principal, method, robot) {
+            let reason = format!(
+                "no policy rule lets {principal} see missions of robot {}",
+                command.robot_id
+            );
+            let about = About::command(&command);
+            self.gate
+                .refused(&principal, method, about, "PERMISSION_DENIED", &reason);
+            return Err(Status::permission_denied(reason));
+        }
+        Ok(status_response(&id, &state))
+    }
+
+    pub(super) async fn confirm(
+        &self,
+        request: Request<pb::ConfirmMissionRequest>,
+    ) -> Result<pb::ConfirmMissionResponse, Status> {
+        let method = Method::ConfirmMission;
+        let principal = self.gate.enter(&request, method)?;
+        let request = request.into_inner();
+        let note = reason(&request.note);
+        let (accepted, message) = self
+            .operate(&principal, method, &request.mission_id, |id| async move {
+                self.engine.confirm(&id, &note).await
+            })
+            .await?;
+        Ok(pb::ConfirmMissionResponse { accepted, message })
+    }
+
+    pub(super) async fn resolve(
+        &self,
+        request: Request<pb::ResolveMissionRequest>,
+    ) -> Result<pb::ResolveMissionResponse, Status> {
+        let method = Method::ResolveMission;
+        let principal = self.gate.enter(&request, method)?;
+        let request = request.into_inner();
+        let status: MissionStatus = request
+            .status
+            .parse()
+            .map_err(|_| Status::invalid_argument("status: Succeeded, Failed or Cancelled"))?;
+        let note = reason(&request.note);
+        let (accepted, message) = self
+            .operate(&principal, method, &request.mission_id, |id| async move {
+                self.engine.resolve(&id, status, &note).await
+            })
+            .await?;
+        Ok(pb::ResolveMissionResponse { accepted, message })
+    }
+
+    /// An operator's word on a mission: looked up, permitted, said and written down.
+    async fn operate<F>(
+        &self,
+        principal: &Principal,
+        method: Method,
+        mission_id: &str,
+        say: impl FnOnce(MissionId) -> F,
+    ) -> Result<(bool, String), Status>
+    where
+        F: Future<Output = Result<(), OperatorError>>,
+    {
+        let Some((id, command)) = self.find(mission_id).await? else {
+            let message = unknown(mission_id);
+            let about = About::mission(mission_id);
+            self.gate
+                .refused(principal, method, about, "not known", &message);
+            return Ok((false, message));
+        };
+        self.permit(principal, method, &command)?;
+        let about = About::command(&command);
+        match within(say(id)).await? {
+            Ok(()) => {
+                self.gate.allowed(principal, method, about, "accepted", "");
+                Ok((true, String::new()))
+            }
+            Err(OperatorError::Journal(error)) => Err(journal(&error)),
+            Err(error) => {
+                let message = error.to_string();
+                self.gate
+                    .refused(principal, method, about, "InvalidState", &message);
+                Ok((false, message))
+            }
+        }
+    }
+
+    async fn find(&self, mission_id: &str) -> Result<Option<(MissionId, Arc<Command>)>, Status> {
+        let Ok(id) = mission_id.parse::<MissionId>() else {
+            return Ok(None);
+        };
+        let command = within(self.engine.command(&id))
+            .await?
+            .map_err(|e| journal(&e))?;
+        Ok(command.map(|command| (id, command)))
+    }
+
+    fn permit(
+        &self,
+        principal: &Principal,
+        method: Method,
+        command: &Command,
+    ) -> Result<(), Status> {
+        let fleet = self.fleet(command);
+        let robot = RobotRef {
+            robot: &command.robot_id,
+            fleet: fleet.as_ref(),
+        };
+        self.gate.command(
+            principal,
+            method,
+            robot,
+            Some(command),
+            About::command(command),
+        )
+    }
+
+    /// The robot's fleet by the configuration.
+    pub(super) fn fleet(&self, command: &Command) -> Option<portarium_protocols::ids::FleetId> {
+        self.engine.robot(&command.robot_id)?.spec.fleet.clone()
+    }
+}
+
+/// No call waits forever for a disk.
+pub(super) async fn within<T>(future: impl Future<Output = T>) -> Result<T, Status> {
+    timeout(JOURNAL_PATIENCE, future).await.map_err(|_| {
+        Status::unavailable("the journal has not answered; what was asked is under way, ask again")
+    })
+}
+
+pub(super) fn journal(error: &JournalError) -> Status {
+    Status::unavailable(crate::chain(error))
+}
+
+/// What people wrote, bounded and on one line.
+pub(super) fn reason(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(500).collect()
+}
+
+fn unknown(mission_id: &str) -> String {
+    format!("mission {} is not known", reason(mission_id))
+}
+
+fn status_response(id: &MissionId, state: &MissionState) -> pb::GetMissionStatusResponse {
+    pb::GetMissionStatusResponse {
+        mission_id: id.to_string(),
+        status: state.status.as_str().into(),
+        action_execution_id: state.action_execution_id.to_string(),
+        observed_at: state.observed_at.to_string(),
+        outcome_unknown: state.outcome_unknown,
+        detail: state.detail.to_string(),
+        cancel_requested: state.cancel_requested,
+        awaiting_confirmation: state.awaiting_confirmation,
+    }
+}

@@ -1,0 +1,175 @@
+//! The mission service: the contract towards the control plane and operators.
+//!
+//! Each call passes the same gate: who is it ([`Gate::principal`]), may it call this method, may
+//! it do so to this robot; and each decision is one line of the audit. What a mission promises is
+//! the engine's.
+
+mod answer;
+mod dispatch;
+mod gate;
+mod missions;
+mod robots;
+mod watch;
+
+pub use gate::Gate;
+
+use crate::{audit::Audit, config::Development, engine::Engine, policy::Policy};
+use arc_swap::ArcSwap;
+use portarium_protocols::grpc::{
+    convert::MAX_REQUEST_BYTES,
+    pb::{self, mission_service_server::MissionServiceServer},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, service::Routes};
+
+/// Calls of all connections that may wait for the journal at a time. With the watches below it
+/// stays under the streams of a single connection, so that a stop always finds one.
+const WAITING_CALLS: usize = 512;
+
+/// Watches open at a time.
+const WATCHES: usize = 256;
+
+/// The longest that a call waits for the journal. The caller asks again with the same key and
+/// learns what came of it.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The service's name, for health checks.
+pub const SERVICE: &str = "portarium.robotics.v1.MissionService";
+
+/// What the service hears for metrics.
+pub trait ServiceObserver: Send + Sync {
+    /// A dispatch was answered: its status, and how long it took.
+    fn dispatched(&self, status: pb::DispatchStatus, took: Duration);
+}
+
+/// The mission service.
+#[derive(Clone)]
+pub struct Service {
+    engine: Engine,
+    gate: Gate,
+    observer: Arc<dyn ServiceObserver>,
+    waiting: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+    closing: CancellationToken,
+}
+
+impl Service {
+    /// Puts the service before the engine. `development`: callers without identity may do
+    /// everything. Watches end when `closing` is cancelled.
+    pub fn new(
+        engine: Engine,
+        policy: Arc<ArcSwap<Policy>>,
+        audit: Audit,
+        development: Option<Development>,
+        observer: Arc<dyn ServiceObserver>,
+        closing: CancellationToken,
+    ) -> Self {
+        Self {
+            engine,
+            gate: Gate::new(policy, audit, development),
+            observer,
+            waiting: Arc::new(Semaphore::new(WAITING_CALLS)),
+            watches: Arc::new(Semaphore::new(WATCHES)),
+            closing,
+        }
+    }
+
+    /// Everything that the listener serves: the contract, health and reflection.
+    ///
+    /// # Errors
+    /// Where the compiled descriptors cannot be read.
+    pub fn routes(
+        self,
+    ) -> Result<(Routes, tonic_health::server::HealthReporter), tonic_reflection::server::Error>
+    {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let service = MissionServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES);
+        let routes = Routes::new(service)
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        Ok((routes, reporter))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::mission_service_server::MissionService for Service {
+    type WatchMissionsStream = watch::Updates;
+
+    async fn dispatch_mission(
+        &self,
+        request: Request<pb::DispatchMissionRequest>,
+    ) -> Result<Response<pb::DispatchMissionResponse>, Status> {
+        self.dispatch(request).await.map(Response::new)
+    }
+
+    async fn cancel_mission(
+        &self,
+        request: Request<pb::CancelMissionRequest>,
+    ) -> Result<Response<pb::CancelMissionResponse>, Status> {
+        self.cancel(request).await.map(Response::new)
+    }
+
+    async fn get_mission_status(
+        &self,
+        request: Request<pb::GetMissionStatusRequest>,
+    ) -> Result<Response<pb::GetMissionStatusResponse>, Status> {
+        self.status(request).await.map(Response::new)
+    }
+
+    async fn watch_missions(
+        &self,
+        request: Request<pb::WatchMissionsRequest>,
+    ) -> Result<Response<Self::WatchMissionsStream>, Status> {
+        self.watch(request).map(Response::new)
+    }
+
+    async fn confirm_mission(
+        &self,
+        request: Request<pb::ConfirmMissionRequest>,
+    ) -> Result<Response<pb::ConfirmMissionResponse>, Status> {
+        self.confirm(request).await.map(Response::new)
+    }
+
+    async fn resolve_mission(
+        &self,
+        request: Request<pb::ResolveMissionRequest>,
+    ) -> Result<Response<pb::ResolveMissionResponse>, Status> {
+        self.resolve(request).await.map(Response::new)
+    }
+
+    async fn list_robots(
+        &self,
+        request: Request<pb::ListRobotsRequest>,
+    ) -> Result<Response<pb::ListRobotsResponse>, Status> {
+        self.list(&request).map(Response::new)
+    }
+
+    async fn get_robot(
+        &self,
+        request: Request<pb::GetRobotRequest>,
+    ) -> Result<Response<pb::Robot>, Status> {
+        self.show(&request).map(Response::new)
+    }
+
+    async fn hold_robot(
+        &self,
+        request: Request<pb::HoldRobotRequest>,
+    ) -> Result<Response<pb::Robot>, Status> {
+        self.hold(request).await.map(Response::new)
+    }
+
+    async fn release_robot(
+        &self,
+        request: Request<pb::ReleaseRobotRequest>,
+    ) -> Result<Response<pb::Robot>, Status> {
+        self.release(request).await.map(Response::new)
+    }
+}

@@ -1,0 +1,178 @@
+//! The stream of mission updates.
+
+use super::{Service, gate::Gate, missions::journal};
+use crate::{
+    engine::Engine,
+    journal::Update,
+    policy::{Method, Principal, RobotRef},
+};
+use futures::{Stream, StreamExt as _, stream};
+use portarium_protocols::{grpc::pb, ids::FleetId};
+use std::{collections::VecDeque, pin::Pin};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status};
+
+/// Rows read at a time; nothing is read before the caller took what was read last, so a watcher
+/// that does not read costs this much and no more.
+const PAGE: usize = 256;
+
+pub(super) type Updates = Pin<Box<dyn Stream<Item = Result<pb::MissionUpdate, Status>> + Send>>;
+
+/// One watcher.
+struct Watcher {
+    engine: Engine,
+    gate: Gate,
+    principal: Principal,
+    wanted: pb::WatchMissionsRequest,
+    after: u64,
+    /// The number of the wanted mission, once it has one.
+    mission: Option<u64>,
+    head: watch::Receiver<u64>,
+    page: VecDeque<Update>,
+    closing: CancellationToken,
+    over: bool,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Service {
+    pub(super) fn watch(
+        &self,
+        request: Request<pb::WatchMissionsRequest>,
+    ) -> Result<Updates, Status> {
+        let principal = self.gate.enter(&request, Method::WatchMissions)?;
+        let wanted = request.into_inner();
+        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(
+                "as many watches are open as the gateway takes; try again later",
+            )
+        })?;
+        let head = self.engine.journal().head();
+        let newest = *head.borrow();
+        if !wanted.from_now && wanted.after_position > newest {
+            return Err(Status::out_of_range(format!(
+                "after_position {} is ahead of this gateway's journal ({newest}); is it another gateway's, or was the journal replaced? Begin again from 0",
+                wanted.after_position
+            )));
+        }
+        let watcher = Watcher {
+            engine: self.engine.clone(),
+            gate: self.gate.clone(),
+            principal,
+            after: if wanted.from_now {
+                newest
+            } else {
+                wanted.after_position
+            },
+            wanted,
+            mission: None,
+            head,
+            page: VecDeque::new(),
+            closing: self.closing.clone(),
+            over: false,
+            _place: place,
+        };
+        Ok(stream::unfold(watcher, Watcher::next).boxed())
+    }
+}
+
+impl Watcher {
+    async fn next(mut self) -> Option<(Result<pb::MissionUpdate, Status>, Self)> {
+        loop {
+            if self.over {
+                return None;
+            }
+            while let Some(update) = self.page.pop_front() {
+                self.after = update.position;
+                let Some(message) = self.message(update) else {
+                    continue;
+                };
+                return Some((Ok(message), self));
+            }
+            let newest = *self.head.borrow_and_update();
+            if self.after < newest {
+                if let Err(status) = self.read(newest).await {
+                    self.over = true;
+                    return Some((Err(status), self));
+                }
+                continue;
+            }
+            tokio::select! {
+                () = self.closing.cancelled() => {
+                    self.over = true;
+                    let status = Status::unavailable("the gateway is shutting down; resume from the last position");
+                    return Some((Err(status), self));
+                }
+                changed = self.head.changed() => if changed.is_err() { return None },
+            }
+        }
+    }
+
+    async fn read(&mut self, newest: u64) -> Result<(), Status> {
+        if self.mission.is_none() && !self.wanted.mission_id.is_empty() {
+            let id = self.wanted.mission_id.parse().ok();
+            self.mission = id.and_then(|id| self.engine.number(&id));
+            if self.mission.is_none() {
+                // Not accepted yet: nothing up to here is about it.
+                self.after = newest;
+                return Ok(());
+            }
+        }
+        let reader = self.engine.journal().reader();
+        let page = reader
+            .updates(self.after, self.mission, PAGE)
+            .await
+            .map_err(|e| journal(&e))?;
+        match page.last() {
+            None => self.after = self.after.max(newest),
+            Some(_) => self.page = page.into(),
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, update: Update) -> Option<pb::MissionUpdate> {
+        let Update {
+            position,
+            command,
+            state,
+        } = update;
+        let fleet: Option<FleetId> = self
+            .engine
+            .robot(&command.robot_id)
+            .and_then(|view| view.spec.fleet.clone());
+        let wanted = |filter: &str, value: &str| filter.is_empty() || filter == value;
+        let fleet_id = fleet.as_ref().map(ToString::to_string).unwrap_or_default();
+        let matches = wanted(&self.wanted.mission_id, command.mission_id.as_str())
+            && wanted(&self.wanted.robot_id, command.robot_id.as_str())
+            && wanted(&self.wanted.fleet_id, &fleet_id);
+        let robot = RobotRef {
+            robot: &command.robot_id,
+            fleet: fleet.as_ref(),
+        };
+        if !matches
+            || !self
+                .gate
+                .may_see(&self.principal, Method::WatchMissions, robot)
+        {
+            return None;
+        }
+        // The stream of a single mission ends with it.
+        self.over = !self.wanted.mission_id.is_empty() && state.status.is_terminal();
+        Some(pb::MissionUpdate {
+            position,
+            mission_id: command.mission_id.to_string(),
+            robot_id: command.robot_id.to_string(),
+            fleet_id,
+            status: state.status.as_str().into(),
+            action_execution_id: state.action_execution_id.to_string(),
+            observed_at: state.observed_at.to_string(),
+            outcome_unknown: state.outcome_unknown,
+            detail: state.detail.to_string(),
+            cancel_requested: state.cancel_requested,
+            awaiting_confirmation: state.awaiting_confirmation,
+            action_type: command.action_type.as_str().into(),
+            action_name: command.action_name.clone(),
+            correlation_id: command.correlation_id.clone(),
+        })
+    }
+}

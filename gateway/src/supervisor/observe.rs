@@ -1,0 +1,87 @@
+//! From the engine, the service and the journal to the metrics.
+
+use super::adapters::Adapters;
+use crate::{
+    audit::Audit,
+    engine::{Engine, EngineObserver},
+    metrics::{EngineSample, IdentitySample, Metrics, Sources},
+    north::ServiceObserver,
+};
+use portarium_identity::SvidManager;
+use portarium_protocols::{
+    grpc::{Connections, pb::DispatchStatus},
+    mission::MissionStatus,
+};
+use std::{sync::Arc, time::Duration};
+
+/// Hands everything on to the metrics.
+pub(super) struct ToMetrics(pub(super) Arc<Metrics>);
+
+impl EngineObserver for ToMetrics {
+    fn entered(&self, adapter: &'static str, from: Option<MissionStatus>, to: MissionStatus) {
+        self.0.mission_changed(adapter, from, to);
+    }
+
+    fn recovered(&self, adapter: &'static str, status: MissionStatus) {
+        self.0.mission_recovered(adapter, status);
+    }
+
+    fn forgotten(&self, adapter: &'static str, status: MissionStatus) {
+        self.0.mission_forgotten(adapter, status);
+    }
+
+    fn outcome_unknown(&self, _: bool) {}
+
+    fn stop_sent(&self, after: Duration) {
+        self.0.stop_sent(after);
+    }
+
+    fn committed(&self, took: Duration, appends: usize) {
+        self.0.journal_committed(took, appends);
+    }
+}
+
+impl ServiceObserver for ToMetrics {
+    fn dispatched(&self, status: DispatchStatus, took: Duration) {
+        self.0.dispatch_answered(status, took);
+    }
+}
+
+/// Names whom the metrics ask at each scrape. They hold on to nothing that has to end.
+pub(super) fn sources(
+    identity: Option<&SvidManager>,
+    connections: &Arc<Connections>,
+    adapters: &Arc<Adapters>,
+    engine: &Engine,
+    audit: &Audit,
+) -> Sources {
+    let identity = identity.cloned().map(|manager| {
+        Box::new(move || IdentitySample {
+            state: manager.state(),
+            svid: manager
+                .current()
+                .map(|svid| (svid.generation, svid.not_after)),
+            stats: manager.stats(),
+        }) as Box<dyn Fn() -> IdentitySample + Send + Sync>
+    });
+    let connections = connections.clone();
+    let adapters = Arc::downgrade(adapters);
+    let (probe, audit) = (engine.probe(), audit.clone());
+    Sources {
+        identity,
+        server: Box::new(move || connections.stats()),
+        adapters: Box::new(move || adapters.upgrade().map(|a| a.samples()).unwrap_or_default()),
+        engine: Box::new(move || {
+            let counts = probe.counts();
+            EngineSample {
+                open: counts.open as u64,
+                queued: counts.queued as u64,
+                unknown: counts.unknown as u64,
+                journal_queue: counts.journal_backlog as u64,
+                robots_reachable: counts.reachable as u64,
+                robots_unreachable: counts.unreachable as u64,
+            }
+        }),
+        audit: Box::new(move || audit.counts()),
+    }
+}

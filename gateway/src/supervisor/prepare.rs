@@ -1,0 +1,125 @@
+//! All that can be wrong is found before anything is served.
+
+use crate::{
+    admin::Readiness,
+    audit::Audit,
+    config::{Config, ConfigError, Place},
+    journal::{Journal, Opened, Retention},
+    metrics::Metrics,
+};
+use portarium_identity::SvidManager;
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    sync::Arc,
+};
+
+/// Where the gateway listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// The mission service.
+    pub grpc: SocketAddr,
+    /// `/livez` and `/readyz`.
+    pub health: SocketAddr,
+    /// `/metrics`.
+    pub admin: SocketAddr,
+}
+
+/// A gateway with its ports bound, its journal read and its identity asked for.
+pub struct Gateway {
+    pub(super) config: Config,
+    pub(super) listeners: Listeners,
+    pub(super) journal: Opened,
+    pub(super) audit: Audit,
+    pub(super) identity: Option<SvidManager>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) readiness: Arc<Readiness>,
+}
+
+pub(super) struct Listeners {
+    pub(super) grpc: TcpListener,
+    pub(super) health: TcpListener,
+    pub(super) admin: TcpListener,
+}
+
+impl Gateway {
+    /// Binds the ports, opens journal and audit and begins to ask for an SVID. `file` is named
+    /// in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`] where the configuration names what cannot be had.
+    pub fn prepare(file: &Path, config: Config) -> anyhow::Result<Self> {
+        let bind = |key: &str, address: SocketAddr| {
+            bind(address).map_err(|error| {
+                key_error(
+                    file,
+                    key,
+                    &format!("{address}: {error}; choose another port or end what listens there"),
+                )
+            })
+        };
+        let listeners = Listeners {
+            grpc: bind("grpc.listen", config.grpc_listen)?,
+            health: bind("health.listen", config.health_listen)?,
+            admin: bind("admin.listen", config.admin_listen)?,
+        };
+        let audit = Audit::open(&config.audit_path).map_err(|error| {
+            let path = config.audit_path.display();
+            key_error(
+                file,
+                "audit.path",
+                &format!("{path} cannot be opened for appending: {error}"),
+            )
+        })?;
+        let retention = Retention {
+            keep_for: config.journal.keep_finished_for,
+            at_most: config.journal.keep_finished_at_most,
+        };
+        let journal = Journal::open(&config.journal.path, retention)?;
+        let identity = match config.development {
+            Some(_) => None,
+            None => Some(
+                SvidManager::start(config.identity.clone()).map_err(|error| {
+                    key_error(file, "identity.endpoint_socket", &crate::chain(&error))
+                })?,
+            ),
+        };
+        Ok(Self {
+            config,
+            listeners,
+            journal,
+            audit,
+            identity,
+            metrics: Metrics::new(),
+            readiness: Readiness::new(),
+        })
+    }
+
+    /// Where it listens; also right where the configuration left the port open.
+    ///
+    /// # Errors
+    /// As the system's.
+    pub fn addresses(&self) -> std::io::Result<Addresses> {
+        Ok(Addresses {
+            grpc: self.listeners.grpc.local_addr()?,
+            health: self.listeners.health.local_addr()?,
+            admin: self.listeners.admin.local_addr()?,
+        })
+    }
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn key_error(file: &Path, key: &str, problem: &str) -> ConfigError {
+    ConfigError::Key {
+        place: Place::File {
+            file: file.display().to_string(),
+            key: key.to_owned(),
+        },
+        problem: problem.to_owned(),
+    }
+}

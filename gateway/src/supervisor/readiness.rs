@@ -1,0 +1,62 @@
+//! Keeps the readiness of identity, brokers and reconciliation up to date.
+
+use super::adapters::Adapters;
+use crate::{
+    admin::{Component, Readiness},
+    engine::Engine,
+};
+use portarium_identity::{IdentityState, SvidManager};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, interval};
+
+/// How often it is looked at.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// After a start, robots that can be reached but do not say what became of their missions keep
+/// the gateway from being ready for this long; after that the others are served.
+const RECONCILE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Follows the identity until the process ends.
+pub(super) async fn identity(manager: SvidManager, component: Component) {
+    let mut ticks = interval(PERIOD);
+    loop {
+        ticks.tick().await;
+        match manager.state() {
+            IdentityState::Ready => component.ready(),
+            state if manager.current().is_none() => component.not_ready(state),
+            // The last good SVID still serves.
+            _ => component.ready(),
+        }
+    }
+}
+
+/// Follows brokers and reconciliation until the process ends.
+pub(super) async fn adapters(adapters: Arc<Adapters>, engine: Engine, readiness: Arc<Readiness>) {
+    let brokers: Vec<_> = adapters
+        .brokers()
+        .map(|(name, _)| (name.clone(), readiness.component(format!("mqtt.{name}"))))
+        .collect();
+    let mut reconcile = Some(readiness.component("reconcile"));
+    let started = Instant::now();
+    let mut ticks = interval(PERIOD);
+    loop {
+        ticks.tick().await;
+        for ((_, connected), (name, component)) in adapters.brokers().zip(&brokers) {
+            if connected {
+                component.ready();
+            } else {
+                component.not_ready(format!("broker {name} is not connected; the log says why"));
+            }
+        }
+        if let Some(component) = &reconcile {
+            let waiting = engine.unreconciled();
+            if waiting == 0 || started.elapsed() > RECONCILE_PATIENCE {
+                reconcile = None;
+            } else {
+                component.not_ready(format!(
+                    "{waiting} robots are being asked what became of their missions"
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Taking over a changed file: whole, or not at all.
+
+use super::{Reload, adapters::Adapters};
+use crate::{
+    audit::Audit,
+    config::{Config, Reloadable},
+    engine::Engine,
+    policy::Policy,
+};
+use arc_swap::ArcSwap;
+use portarium_identity::ServerTls;
+use portarium_protocols::grpc::Connections;
+use std::{sync::Arc, time::SystemTime};
+
+/// What a reload changes.
+pub(super) struct Reloader {
+    pub(super) config: Config,
+    pub(super) adapters: Arc<Adapters>,
+    pub(super) engine: Engine,
+    pub(super) policy: Arc<ArcSwap<Policy>>,
+    pub(super) tls: Option<ServerTls>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) audit: Audit,
+}
+
+impl Reloader {
+    /// Reads the file again whenever that is wanted.
+    pub(super) async fn run(mut self, reload: Option<Reload>) {
+        let Some(reload) = reload else {
+            return std::future::pending().await;
+        };
+        loop {
+            reload.wanted.notified().await;
+            let result = Config::reload_from(&reload.file, &self.config);
+            self.audit
+                .reloaded(SystemTime::now(), result.as_ref().map(|_| ()));
+            match result {
+                Err(error) => tracing::error!("{error}; the old robots and policy stay in force"),
+                Ok(next) => match self.take(next) {
+                    Ok(()) => tracing::info!(
+                        robots = self.config.reloadable.robots.len(),
+                        rules = self.config.reloadable.policy.rules(),
+                        "robots and policy reloaded"
+                    ),
+                    Err(error) => {
+                        tracing::error!(
+                            "{}: {error:#}; the old robots and policy stay in force",
+                            reload.file.display()
+                        );
+                    }
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, next: Reloadable) -> anyhow::Result<()> {
+        self.engine
+            .check_robots(&self.adapters.specs(&next.robots))?;
+        self.adapters.replace(&next.robots)?;
+        if let Err(error) = self
+            .engine
+            .replace_robots(self.adapters.specs(&next.robots))
+        {
+            // A mission came in between; what was before still fits.
+            self.adapters.replace(&self.config.reloadable.robots)?;
+            return Err(error.into());
+        }
+        self.policy.store(Arc::new(next.policy.clone()));
+        if let Some(tls) = &self.tls {
+            tls.replace_policy(next.policy.peer_policy());
+            let cut = self
+                .connections
+                .close_where(|peer| !next.policy.admits(&peer.spiffe_id));
+            if cut > 0 {
+                tracing::info!(
+                    cut,
+                    "connections of callers that the policy no longer admits"
+                );
+            }
+        }
+        self.config.reloadable = next;
+        Ok(())
+    }
+}

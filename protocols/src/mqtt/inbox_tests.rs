@@ -1,0 +1,128 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::{ids::RobotId, mission::MissionStatus, mqtt::config::MqttRobot};
+use rumqttc::v5::mqttbytes::QoS;
+use tokio::sync::mpsc;
+
+fn inbox(shared: bool, capacity: usize) -> (Inbox, mpsc::Receiver<Update>) {
+    let robot = MqttRobot {
+        robot_id: "r".parse().unwrap(),
+        tenant: "t".parse().unwrap(),
+        fleet: None,
+        gateway_id: "g".into(),
+    };
+    let (updates, engine) = mpsc::channel(capacity);
+    let router = Arc::new(Router::new(vec![robot], shared));
+    (Inbox::new(router, updates, Arc::default()), engine)
+}
+
+fn message(topic: &str, id: u16, status: &str) -> Publish {
+    let payload = format!(r#"{{"schemaVersion":1,"payload":{{"status":"{status}"}}}}"#);
+    let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+    publish.pkid = id;
+    publish
+}
+
+fn next(engine: &mut mpsc::Receiver<Update>) -> Option<(Option<RobotId>, MissionStatus)> {
+    match engine.try_recv() {
+        Ok(Update::Report(report)) => Some((report.robot, report.status)),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_robot_is_named_only_where_the_topic_is_its_own() {
+    let (mut inbox, mut engine) = inbox(true, 10);
+    inbox.accept(&message(
+        "portarium/t/robots/r/missions/m/status",
+        1,
+        "executing",
+    ));
+    inbox.accept(&message("portarium/t/missions/m/status", 2, "succeeded"));
+    assert_eq!(
+        next(&mut engine),
+        Some((Some("r".parse().unwrap()), MissionStatus::Executing))
+    );
+    assert_eq!(next(&mut engine), Some((None, MissionStatus::Succeeded)));
+}
+
+#[test]
+fn strangers_other_tenants_and_clearings_are_dropped_and_acknowledged() {
+    let (mut inbox, mut engine) = inbox(false, 10);
+    let mut cleared = message("portarium/t/robots/r/missions/m/status", 1, "executing");
+    cleared.payload = bytes::Bytes::new();
+    for publish in [
+        message(
+            "portarium/t/robots/stranger/missions/m/status",
+            1,
+            "executing",
+        ),
+        message("portarium/u/robots/r/missions/m/status", 1, "executing"),
+        message("portarium/t/missions/m/status", 1, "executing"),
+        message("portarium/t/robots/r/missions/a b/status", 1, "executing"),
+        message("portarium/t/robots/r/missions/m/status", 1, "nonsense"),
+        message("elsewhere", 1, "executing"),
+        cleared,
+    ] {
+        assert_eq!(inbox.accept(&publish), Acknowledge::Now);
+        assert_eq!(next(&mut engine), None);
+    }
+    assert_eq!(inbox.counters.invalid.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_status_is_acknowledged_once_the_engine_has_it_and_in_order() {
+    let (mut inbox, mut engine) = inbox(true, 1);
+    let topic = "portarium/t/robots/r/missions/m/status";
+    assert_eq!(
+        inbox.accept(&message(topic, 1, "dispatched")),
+        Acknowledge::Now
+    );
+    assert_eq!(
+        inbox.accept(&message(topic, 2, "executing")),
+        Acknowledge::Later
+    );
+    assert_eq!(
+        inbox.accept(&message(topic, 3, "succeeded")),
+        Acknowledge::Later
+    );
+    for (status, acknowledged) in [
+        (MissionStatus::Dispatched, 2),
+        (MissionStatus::Executing, 3),
+    ] {
+        assert_eq!(next(&mut engine).unwrap().1, status);
+        assert_eq!(inbox.hand_over().await, acknowledged);
+    }
+    assert_eq!(next(&mut engine).unwrap().1, MissionStatus::Succeeded);
+    assert!(!inbox.is_waiting());
+}
+
+#[tokio::test]
+async fn what_waits_outlives_its_connection_but_not_its_packet_id() {
+    let (mut inbox, mut engine) = inbox(true, 1);
+    let topic = "portarium/t/robots/r/missions/m/status";
+    inbox.accept(&message(topic, 1, "dispatched"));
+    inbox.accept(&message(topic, 2, "executing"));
+    inbox.connection_gone();
+    next(&mut engine).unwrap();
+    assert_eq!(inbox.hand_over().await, 0);
+    assert_eq!(next(&mut engine).unwrap().1, MissionStatus::Executing);
+}
+
+#[test]
+fn a_refused_subscription_makes_its_tenant_unreachable_until_it_is_granted() {
+    let (mut inbox, _engine) = inbox(true, 1);
+    let router = Arc::clone(&inbox.router);
+    router.broker_up();
+    let robot: RobotId = "r".parse().unwrap();
+    let filters = topic::filters(&"t".parse().unwrap(), true);
+    let granted = SubscribeReasonCode::Success(QoS::AtLeastOnce);
+    let refused = SubscribeReasonCode::NotAuthorized;
+    inbox.subscribed(&filters, &[refused, granted, granted]);
+    assert!(router.obstacle(&robot).is_some());
+    inbox.subscribed(&filters, &[granted, refused, granted]);
+    assert!(
+        router.obstacle(&robot).is_none(),
+        "presence alone can be done without"
+    );
+}

@@ -1,0 +1,105 @@
+//! What others may read of a connection while its task has it.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// Both connections' counters, since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) reports: AtomicU64,
+    pub(crate) invalid: AtomicU64,
+    pub(crate) uncleared: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Standing {
+    /// `None` while connected.
+    down: Option<Arc<str>>,
+    generation: Option<u64>,
+}
+
+/// One connection as its users see it.
+#[derive(Debug)]
+pub(crate) struct LaneState {
+    standing: Mutex<Standing>,
+    published: AtomicU64,
+    reconnects: AtomicU64,
+    renewals: AtomicU64,
+}
+
+/// One connection, for metrics and the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneStats {
+    /// Messages can be sent.
+    pub connected: bool,
+    /// The generation of the SVID in use; `None` in plaintext or while not connected.
+    pub generation: Option<u64>,
+    /// Messages sent since the start, whatever became of them.
+    pub published: u64,
+    /// Connections made after one was lost.
+    pub reconnects: u64,
+    /// Connections that followed one whose certificates neared their end.
+    pub renewals: u64,
+}
+
+impl LaneState {
+    pub(crate) fn new() -> Self {
+        let down = Some(Arc::from("the broker is not connected yet"));
+        Self {
+            standing: Mutex::new(Standing {
+                down,
+                generation: None,
+            }),
+            published: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            renewals: AtomicU64::new(0),
+        }
+    }
+
+    fn set(&self, down: Option<Arc<str>>, generation: Option<u64>) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) =
+            Standing { down, generation };
+    }
+
+    pub(crate) fn up(&self, generation: Option<u64>) {
+        self.set(None, generation);
+    }
+
+    pub(crate) fn down(&self, reason: &str) {
+        self.set(Some(Arc::from(reason)), None);
+    }
+
+    /// Why nothing can be sent; `None` while connected.
+    pub(crate) fn obstacle(&self) -> Option<Arc<str>> {
+        self.standing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .down
+            .clone()
+    }
+
+    pub(crate) fn count_published(&self) {
+        self.published.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_reconnect(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_renewal(&self) {
+        self.renewals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> LaneStats {
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        LaneStats {
+            connected: standing.down.is_none(),
+            generation: standing.generation,
+            published: self.published.load(Ordering::Relaxed),
+            reconnects: self.reconnects.load(Ordering::Relaxed),
+            renewals: self.renewals.load(Ordering::Relaxed),
+        }
+    }
+}
