@@ -6,7 +6,9 @@ use portarium_identity::{Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
 use std::{
     collections::HashMap,
+    fmt,
     future::poll_fn,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,6 +20,7 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Connections {
     open: Mutex<HashMap<u64, Entry>>,
+    refused: Option<Refused>,
     rechecks: AtomicU64,
     accepted: AtomicU64,
     turned_away: AtomicU64,
@@ -26,6 +29,15 @@ pub struct Connections {
     failed_handshake: AtomicU64,
     failed_timeout: AtomicU64,
     failed_peer: AtomicU64,
+}
+
+/// Who hears of the handshakes that we refuse.
+struct Refused(Box<dyn Fn(SocketAddr, &TlsError) + Send + Sync>);
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Refused")
+    }
 }
 
 #[derive(Debug)]
@@ -67,6 +79,15 @@ impl Connections {
     /// None yet. One for each listener.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// None yet, and `refused` hears of each handshake that fails: where it came from and why. Peers
+    /// that went away amid theirs are not told. It must not block.
+    pub fn telling(refused: impl Fn(SocketAddr, &TlsError) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            refused: Some(Refused(Box::new(refused))),
+            ..Self::default()
+        })
     }
 
     /// The counters now.
@@ -132,7 +153,12 @@ impl Connections {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_failure(&self, error: &GrpcError) {
+    pub(super) fn failed(&self, from: SocketAddr, error: &GrpcError) {
+        if let (GrpcError::Tls(error), Some(refused)) = (error, &self.refused)
+            && !error.is_broken_connection()
+        {
+            (refused.0)(from, error);
+        }
         let counter = match error {
             GrpcError::Tls(TlsError::Identity(_)) => &self.failed_identity,
             GrpcError::Tls(TlsError::Timeout(_)) | GrpcError::ConnectTimeout(_) => {
