@@ -64,13 +64,16 @@ pub async fn metrics(admin: u16) -> String {
     text
 }
 
-/// The sum of all samples of a metric; `labels` is text that they must contain.
+/// The sum of all samples of a metric, of which there must be one; `labels` is text that they
+/// must contain.
 pub async fn metric(admin: u16, name: &str, labels: &str) -> f64 {
     let text = metrics(admin).await;
-    let samples = text.lines().filter_map(|line| {
+    let of_metric = text.lines().filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let of_name = series == name || series.starts_with(&format!("{name}{{"));
         (of_name && series.contains(labels)).then(|| value.parse::<f64>().ok())?
     });
-    samples.sum()
+    let samples: Vec<f64> = of_metric.collect();
+    assert!(!samples.is_empty(), "no metric {name}{{{labels}}}");
+    samples.iter().sum()
 }
