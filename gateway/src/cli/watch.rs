@@ -204,7 +204,11 @@ pub(super) fn told(update: &MissionUpdate, json: bool) -> String {
     );
     for (is, words) in [
         (update.outcome_unknown, "outcome unknown"),
-        (update.cancel_requested, "cancel requested"),
+        (
+            // The detail mostly says it too, and by whom.
+            update.cancel_requested && !update.detail.starts_with("cancel requested"),
+            "cancel requested",
+        ),
         (update.awaiting_confirmation, "awaits confirmation"),
     ] {
         if is {
