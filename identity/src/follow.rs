@@ -1,5 +1,5 @@
 //! Follows the Workload API: opens the stream, bounds every wait, tells failures apart.
-use crate::{IdentityError, IdentityState, manager::Shared};
+use crate::{IdentityError, IdentityState, shared::Shared};
 use futures::{Stream, StreamExt as _};
 use spiffe::{
     WorkloadApiClient, WorkloadApiError, X509Context, X509Svid,
@@ -15,12 +15,14 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 /// The first pause after a failure; it doubles, ...
 const PAUSE: Duration = Duration::from_millis(50);
 /// ... but stays so short that an agent that returns serves us again within two seconds.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// An agent that denies us answers: each question costs it an attestation.
+const MAX_PAUSE_DENIED: Duration = Duration::from_secs(1);
 /// The first limit for connecting and the first message; it doubles with each failure, since an
 /// agent may need seconds to attest a workload, ...
 const LIMIT: Duration = Duration::from_secs(1);
@@ -30,6 +32,9 @@ const MAX_LIMIT: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(500);
 /// The shortest time after which a stream that brings no renewal is opened anew.
 const MIN_OVERDUE: Duration = Duration::from_secs(1);
+
+/// After how long a stream on which our SVID does not come is opened anew.
+const NOTHING_YET: Duration = Duration::from_secs(10);
 
 /// Names the environment variable that SPIFFE gives to the endpoint.
 const ENVIRONMENT: &str = "SPIFFE_ENDPOINT_SOCKET";
@@ -73,6 +78,10 @@ pub(crate) async fn follow(shared: Arc<Shared>, endpoint: Endpoint) -> Infallibl
         if session.delivered {
             failures = 0;
         }
+        let longest = match end {
+            End::Failed { withdraw: true, .. } => MAX_PAUSE_DENIED,
+            _ => MAX_PAUSE,
+        };
         match end {
             End::Overdue | End::Replaced => tracing::debug!(?end, "Workload API stream reopened"),
             End::Failed {
@@ -84,7 +93,7 @@ pub(crate) async fn follow(shared: Arc<Shared>, endpoint: Endpoint) -> Infallibl
                 withdraw: false,
             } => shared.renewal_fails(state),
         }
-        let pause = doubled(PAUSE, failures, MAX_PAUSE);
+        let pause = doubled(PAUSE, failures, longest);
         failures += 1;
         sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
     }
@@ -205,7 +214,7 @@ impl<'a> Session<'a> {
     /// agent forgot about, or that hangs, is found that way.
     async fn overdue(&self) {
         let Some(snapshot) = self.shared.latest() else {
-            return std::future::pending().await;
+            return sleep(NOTHING_YET).await;
         };
         let now = SystemTime::now();
         let life = snapshot
@@ -214,7 +223,7 @@ impl<'a> Session<'a> {
             .unwrap_or_default();
         let left = snapshot.not_after.duration_since(now).unwrap_or_default();
         let until = left.saturating_sub(life / 3).max(left / 4).max(MIN_OVERDUE);
-        sleep_until(Instant::now() + until).await;
+        sleep(until).await;
     }
 }
 
@@ -364,5 +373,30 @@ mod tests {
         assert_eq!(pauses[0], PAUSE);
         assert!(pauses.iter().all(|p| *p <= MAX_PAUSE));
         assert_eq!(doubled(LIMIT, 40, MAX_LIMIT), MAX_LIMIT);
+    }
+
+    #[test]
+    fn what_the_agent_says_withdraws_and_what_the_transport_says_does_not() {
+        let status = |code| WorkloadApiError::from(TransportError::status(code, "why"));
+        let missing = |field| WorkloadApiError::MissingRequiredField { field };
+        for (error, withdraws) in [
+            (WorkloadApiError::NoIdentityIssued, true),
+            (WorkloadApiError::PermissionDenied("no".into()), true),
+            (missing("X509SVIDResponse.svids"), true),
+            (missing("X509SVID.bundle"), true),
+            (missing("X509SVID.x509_svid_key"), false),
+            (WorkloadApiError::EmptyResponse, false),
+            (status(GrpcStatusCode::Unavailable), false),
+            (status(GrpcStatusCode::InvalidArgument), false),
+            (
+                TransportError::connect(io::Error::from(io::ErrorKind::NotFound)).into(),
+                false,
+            ),
+        ] {
+            match classify(&error) {
+                End::Failed { withdraw, .. } => assert_eq!(withdraw, withdraws, "{error}"),
+                other => unreachable!("{other:?}"),
+            }
+        }
     }
 }

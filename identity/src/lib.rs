@@ -7,10 +7,10 @@
 //! The Workload API is spoken, and its answers are parsed, by the `spiffe` crate. Its `X509Source`
 //! is not used: it does not tell a missing socket from a missing entry, and waits for ever on an
 //! agent that hangs. The TLS side is rustls' own path validation over the bundles of a snapshot,
-//! with the leaf rules of the X.509-SVID standard in [`chain`]. The builders of `spiffe-rustls`
-//! are not used either: their material lags behind its source by a task's wake-up and refuses
-//! handshakes meanwhile, the verifier in them cannot be wrapped to learn the peer's certificate,
-//! and they leave the TLS version to what other crates switched on in rustls.
+//! with the leaf rules of the X.509-SVID standard on top ([`PeerError`]). The builders of
+//! `spiffe-rustls` are not used either: their material lags behind its source by a task's wake-up
+//! and refuses handshakes meanwhile, the verifier in them cannot be wrapped to learn the peer's
+//! certificate, and they leave the TLS version to what other crates switched on in rustls.
 
 pub use spiffe::{SpiffeId, TrustDomain};
 
@@ -23,6 +23,7 @@ mod follow;
 mod manager;
 mod peer;
 mod policy;
+mod shared;
 mod snapshot;
 mod state;
 mod stats;

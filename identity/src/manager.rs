@@ -2,16 +2,16 @@
 use crate::{
     ClientTls, IdentityError, IdentityState, IdentityStats, PeerPolicy, ServerTls, Snapshot,
     follow::{endpoint, follow},
+    shared::Shared,
     stats::Counters,
 };
-use spiffe::{X509BundleSet, X509Svid, transport::Endpoint};
+use spiffe::transport::Endpoint;
 use std::{
     convert::Infallible,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -20,8 +20,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How often a state other than Ready is logged.
-const REPORT_EVERY: Duration = Duration::from_secs(15);
 /// How often the state and the SVID's end are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a follower that ended is left down.
@@ -93,7 +91,7 @@ impl SvidManager {
     /// What keeps renewal from working, also while the last good SVID is still good; `None` while
     /// the Workload API answers.
     pub fn renewal_problem(&self) -> Option<IdentityState> {
-        self.shared().status().problem.clone()
+        self.shared().problem()
     }
 
     /// Level-triggered: the value changes with each new snapshot, and to `None` on withdrawal and
@@ -141,154 +139,6 @@ impl SvidManager {
 
     fn shared(&self) -> &Shared {
         &self.running.shared
-    }
-}
-
-/// What the follower writes and everyone reads.
-pub(crate) struct Shared {
-    pub(crate) hint: Option<String>,
-    pub(crate) counters: Counters,
-    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
-    status: Mutex<Status>,
-}
-
-#[derive(Default)]
-struct Status {
-    problem: Option<IdentityState>,
-    expired: bool,
-    reported: Option<(Instant, IdentityState)>,
-}
-
-impl Shared {
-    fn new(hint: Option<String>) -> Self {
-        Self {
-            hint,
-            counters: Counters::default(),
-            snapshot: watch::Sender::new(None),
-            status: Mutex::default(),
-        }
-    }
-
-    fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The latest snapshot, whether it has ended or not.
-    pub(crate) fn latest(&self) -> Option<Arc<Snapshot>> {
-        self.snapshot.borrow().clone()
-    }
-
-    fn current(&self) -> Option<Arc<Snapshot>> {
-        let (wall, now) = (SystemTime::now(), Instant::now());
-        self.latest()
-            .filter(|snapshot| !snapshot.is_over(wall, now))
-    }
-
-    fn state(&self) -> IdentityState {
-        if self.current().is_some() {
-            return IdentityState::Ready;
-        }
-        let status = self.status();
-        if status.expired || self.snapshot.borrow().is_some() {
-            return IdentityState::Expired;
-        }
-        status.problem.clone().unwrap_or(IdentityState::Starting)
-    }
-
-    /// Takes over an SVID and the bundles that came with it. On an error what was there stays.
-    pub(crate) fn accept(
-        &self,
-        svid: &Arc<X509Svid>,
-        bundles: &Arc<X509BundleSet>,
-    ) -> Result<(), String> {
-        self.status().problem = None;
-        if self
-            .current()
-            .is_some_and(|current| current.holds(svid, bundles))
-        {
-            return Ok(());
-        }
-        let generation = self.counters.generations.load(Relaxed) + 1;
-        let snapshot = Snapshot::build(generation, Arc::clone(svid), Arc::clone(bundles))?;
-        let over = snapshot.is_over(SystemTime::now(), Instant::now());
-        self.status().expired = over;
-        if over {
-            // Also the fault of a clock; the next look at the agent may find it set right.
-            return Ok(());
-        }
-        self.counters.generations.store(generation, Relaxed);
-        tracing::info!(
-            spiffe_id = %snapshot.spiffe_id,
-            serial = snapshot.serial,
-            not_after = %rfc3339(snapshot.not_after),
-            generation,
-            "new SVID"
-        );
-        self.snapshot.send_replace(Some(Arc::new(snapshot)));
-        Ok(())
-    }
-
-    /// The agent cannot be asked; what is there stays until it ends.
-    pub(crate) fn renewal_fails(&self, problem: IdentityState) {
-        self.status().problem = Some(problem);
-    }
-
-    /// What is there must not be used any longer.
-    pub(crate) fn withdraw(&self, problem: IdentityState) {
-        {
-            let mut status = self.status();
-            status.problem = Some(problem);
-            status.expired = false;
-        }
-        self.remove_if(|_| true);
-    }
-
-    /// Takes the snapshot away once it has ended, so that followers hear of it.
-    fn expire(&self) {
-        let (wall, now) = (SystemTime::now(), Instant::now());
-        if self.remove_if(|snapshot| snapshot.is_over(wall, now)) {
-            self.status().expired = true;
-        }
-    }
-
-    fn remove_if(&self, condition: impl FnOnce(&Snapshot) -> bool) -> bool {
-        self.snapshot.send_if_modified(|snapshot| {
-            let remove = snapshot.as_deref().is_some_and(condition);
-            if remove {
-                *snapshot = None;
-            }
-            remove
-        })
-    }
-
-    /// Says what is wrong when that has changed, and then at most every 15 s.
-    fn report(&self) {
-        let state = self.state();
-        let mut status = self.status();
-        let wrong = match (&state, &status.problem) {
-            (IdentityState::Ready | IdentityState::Starting, None) => {
-                status.reported = None;
-                return;
-            }
-            (IdentityState::Ready, Some(problem)) => problem.clone(),
-            _ => state.clone(),
-        };
-        let due = status.reported.as_ref().is_none_or(|(at, what)| {
-            at.elapsed() >= REPORT_EVERY || (*what != wrong && what.as_str() != wrong.as_str())
-        });
-        if !due {
-            return;
-        }
-        status.reported = Some((Instant::now(), wrong.clone()));
-        let renewal = status.problem.clone().filter(|problem| *problem != wrong);
-        drop(status);
-        match (state, renewal) {
-            (IdentityState::Ready, _) => {
-                tracing::warn!("SVID renewal fails, the last good SVID is kept: {wrong}");
-            }
-            (_, Some(renewal)) => tracing::warn!("no SVID: {wrong}; renewal fails: {renewal}"),
-            (_, None) => tracing::warn!("no SVID: {wrong}"),
-        }
     }
 }
 
@@ -345,17 +195,13 @@ fn follower_ended(shared: &Shared, error: &JoinError) {
 async fn look_after(shared: &Shared) {
     loop {
         shared.expire();
-        shared.report();
+        if let Some(report) = shared.due_report() {
+            tracing::warn!("{report}");
+        }
         let look = Instant::now() + LOOK;
         let end = shared.latest().map_or(look, |snapshot| snapshot.deadline());
         sleep_until(look.min(end)).await;
     }
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    OffsetDateTime::from(time)
-        .format(&Rfc3339)
-        .unwrap_or_else(|_| "a time beyond the calendar".into())
 }
 
 #[cfg(test)]

@@ -193,7 +193,7 @@ impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("generation", &self.generation)
-            .field("spiffe_id", &self.spiffe_id)
+            .field("spiffe_id", &self.spiffe_id.to_string())
             .field("serial", &self.serial)
             .field("not_after", &self.not_after)
             .field("hint", &self.hint)
@@ -270,5 +270,121 @@ mod tests {
             assert_eq!((label.as_str(), der), ("PRIVATE KEY", vec![7; length]));
             assert!(text.len() <= text.capacity());
         }
+    }
+
+    use crate::authority::{Authority, AuthorityConfig, MintSpec, Minted};
+    use spiffe::X509Bundle;
+    use std::time::Duration;
+
+    async fn authority(folder: &tempfile::TempDir, trust_domain: &str) -> Authority {
+        let config = AuthorityConfig {
+            trust_domain: trust_domain.into(),
+            socket: folder.path().join(trust_domain),
+            svid_ttl: Duration::from_secs(60),
+            entries: Vec::new(),
+        };
+        Authority::start(config).await.unwrap()
+    }
+
+    fn mint(authority: &Authority, id: &str) -> Minted {
+        authority
+            .mint(&MintSpec::svid(id, Duration::from_secs(60)))
+            .unwrap()
+    }
+
+    fn bundle(authority: &Authority, trust_domain: &str) -> X509Bundle {
+        let trust_domain = TrustDomain::new(trust_domain).unwrap();
+        X509Bundle::parse_from_der(trust_domain, &authority.bundle().concat()).unwrap()
+    }
+
+    fn snapshot(own: &Minted, bundles: Vec<X509Bundle>) -> Result<Snapshot, String> {
+        let svid = X509Svid::parse_from_der(&own.chain_der.concat(), &own.key_pkcs8_der).unwrap();
+        let bundles: X509BundleSet = bundles.into_iter().collect();
+        Snapshot::build(1, Arc::new(svid), Arc::new(bundles))
+    }
+
+    /// What both sides say to a peer; they say the same.
+    fn verdict(snapshot: &Snapshot, peer: &Minted) -> String {
+        let leaf = CertificateDer::from(peer.chain_der[0].clone());
+        let said = |verified: Result<Leaf, rustls::Error>| match verified {
+            Ok(leaf) => leaf.spiffe_id.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let by_client = said(snapshot.verify_server(&leaf, &[], UnixTime::now()));
+        let by_server = said(snapshot.verify_client(&leaf, &[], UnixTime::now()));
+        assert_eq!(by_client, by_server);
+        by_client
+    }
+
+    #[tokio::test]
+    async fn a_peer_verifies_against_the_bundle_of_its_own_trust_domain_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (
+            authority(&folder, "a.test").await,
+            authority(&folder, "b.test").await,
+        );
+        let own = mint(&a, "spiffe://a.test/own");
+        let peer_of_b = mint(&b, "spiffe://b.test/peer");
+        let alone = snapshot(&own, vec![bundle(&a, "a.test")]).unwrap();
+        let federated = vec![bundle(&a, "a.test"), bundle(&b, "b.test")];
+        let federated = snapshot(&own, federated).unwrap();
+        assert!(verdict(&alone, &peer_of_b).contains("no trust bundle"));
+        assert_eq!(verdict(&federated, &peer_of_b), "spiffe://b.test/peer");
+        // An authority vouches for its own trust domain only.
+        let forged = mint(&b, "spiffe://a.test/own");
+        assert!(verdict(&federated, &forged).contains("UnknownIssuer"));
+        let pem = federated.bundle_pem();
+        assert!(pem.starts_with(&alone.bundle_pem()) && pem.len() > alone.bundle_pem().len());
+    }
+
+    #[tokio::test]
+    async fn an_empty_bundle_trusts_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (
+            authority(&folder, "a.test").await,
+            authority(&folder, "b.test").await,
+        );
+        let own = mint(&a, "spiffe://a.test/own");
+        let empty = |name| X509Bundle::new(TrustDomain::new(name).unwrap());
+        let foreign = vec![bundle(&a, "a.test"), empty("b.test")];
+        let foreign = snapshot(&own, foreign).unwrap();
+        assert!(verdict(&foreign, &mint(&b, "spiffe://b.test/x")).contains("no trust bundle"));
+        assert!(
+            snapshot(&own, vec![empty("a.test")])
+                .unwrap_err()
+                .contains("no usable authority")
+        );
+        assert!(snapshot(&own, Vec::new()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_key_of_another_certificate_makes_no_snapshot() {
+        let folder = tempfile::tempdir().unwrap();
+        let a = authority(&folder, "a.test").await;
+        let (one, other) = (mint(&a, "spiffe://a.test/x"), mint(&a, "spiffe://a.test/x"));
+        let mixed = Minted {
+            chain_der: one.chain_der,
+            key_pkcs8_der: other.key_pkcs8_der,
+        };
+        let refused = snapshot(&mixed, vec![bundle(&a, "a.test")]).unwrap_err();
+        assert!(refused.contains("key is unusable"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn the_end_counts_on_either_clock_and_debug_shows_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let a = authority(&folder, "a.test").await;
+        let own = mint(&a, "spiffe://a.test/own");
+        let snapshot = snapshot(&own, vec![bundle(&a, "a.test")]).unwrap();
+        let (wall, now) = (SystemTime::now(), Instant::now());
+        let hour = Duration::from_secs(3_600);
+        assert!(!snapshot.is_over(wall, now));
+        assert!(snapshot.is_over(wall + hour, now));
+        assert!(snapshot.is_over(wall - hour, now + hour));
+        let shown = format!("{snapshot:?}");
+        assert!(
+            shown.contains("spiffe://a.test/own") && shown.len() < 300,
+            "{shown}"
+        );
     }
 }

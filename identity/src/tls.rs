@@ -1,6 +1,6 @@
 //! TLS 1.3 as a view of the current SVID.
 use crate::{
-    IdentityError, Peer, PeerPolicy, Snapshot, SvidManager, chain,
+    IdentityError, Peer, PeerError, PeerPolicy, Snapshot, SpiffeId, SvidManager, chain,
     config::{self, ClientSide, Live, Material, Policy},
     stats::{Handshakes, Outcome},
 };
@@ -41,6 +41,28 @@ pub enum TlsError {
     /// What the peer showed is no X.509-SVID, or (in a recheck) no longer one that we accept.
     #[error("peer certificate: {0}")]
     Peer(String),
+}
+
+impl TlsError {
+    /// Who the peer proved to be, where that is why the handshake failed.
+    pub fn not_admitted(&self) -> Option<&SpiffeId> {
+        let Self::Handshake(error) = self else {
+            return None;
+        };
+        match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+            rustls::Error::Other(other) => match other.0.downcast_ref::<PeerError>()? {
+                PeerError::NotAdmitted(peer) => Some(peer),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether the peer went away, and nobody refused anything.
+    pub fn is_broken_connection(&self) -> bool {
+        matches!(self, Self::Handshake(error)
+            if error.get_ref().is_none_or(|inner| !inner.is::<rustls::Error>()))
+    }
 }
 
 /// The client's side. Cheap to clone.

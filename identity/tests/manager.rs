@@ -154,31 +154,25 @@ async fn an_agent_that_comes_back_with_a_new_socket_serves_again_within_two_seco
 
 #[tokio::test]
 async fn an_agent_that_hangs_and_is_replaced_is_left_for_the_new_one_within_two_seconds() {
-    let old = Agent::start(&["gw"]).await;
-    for first_connected in [true, false] {
+    for hangs_from_the_start in [false, true] {
+        let old = Agent::start(&["gw"]).await;
         let socket = old.socket();
-        old.authority.resume();
-        if !first_connected {
+        if hangs_from_the_start {
             old.authority.pause();
         }
-        std::fs::remove_file(&socket).ok();
-        let hanging = serve(&socket, &["gw"]).await;
-        if !first_connected {
-            hanging.pause();
-        }
-        let manager = follow(&socket, Some("gw"));
-        if first_connected {
-            ready(&manager).await;
-            hanging.pause();
-        } else {
+        let manager = old.manager("gw");
+        if hangs_from_the_start {
             until("silence", || {
                 manager.state().to_string().contains("no answer")
             })
             .await;
+        } else {
+            ready(&manager).await;
+            old.authority.pause();
         }
-        std::fs::remove_file(&socket).unwrap();
-        let _new = serve(&socket, &["gw", "new"]).await;
         let seen = manager.current().map_or(0, |s| s.generation);
+        std::fs::remove_file(&socket).unwrap();
+        let _new = serve(&socket, &["gw"]).await;
         let took = until("the new agent", || {
             manager.current().is_some_and(|s| s.generation > seen)
         })

@@ -7,6 +7,8 @@ pub mod broker;
 mod demo;
 pub mod robot;
 mod stage;
+#[cfg(test)]
+mod testing;
 
 pub use stage::{Stage, StageError, StageOptions, hints};
 

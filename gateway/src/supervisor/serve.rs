@@ -5,7 +5,7 @@ use super::{
     adapters::Adapters,
     observe::{self, ToMetrics},
     readiness,
-    reload::Reloader,
+    reload::{Reloader, recheck_callers},
 };
 use crate::{
     admin,
@@ -19,7 +19,11 @@ use portarium_protocols::grpc::{
     ALPN, Connections,
     server::{self, ServerLimits},
 };
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
+};
 use tokio::{
     net::TcpListener,
     sync::mpsc,
@@ -108,7 +112,13 @@ impl Gateway {
                 .context("cannot start the journal's thread")?,
         );
 
-        let connections = Connections::new();
+        let connections = Connections::telling({
+            let audit = audit.clone();
+            move |remote, error| {
+                let (now, reason) = (SystemTime::now(), error.to_string());
+                audit.handshake_refused(now, remote, error.not_admitted(), &reason);
+            }
+        });
         let policy = Arc::new(ArcSwap::from_pointee(config.reloadable.policy.clone()));
         let tls = identity
             .as_ref()
@@ -144,6 +154,10 @@ impl Gateway {
         ));
         let follow = readiness::adapters(adapters.clone(), engine.clone(), readiness.clone());
         tasks.run("readiness", follow);
+        if let Some((manager, tls)) = identity.as_ref().zip(tls.as_ref()) {
+            let recheck = recheck_callers(manager.clone(), tls.clone(), connections.clone());
+            tasks.run("recheck", recheck);
+        }
         let reloader = Reloader {
             config,
             adapters: adapters.clone(),
@@ -166,7 +180,8 @@ impl Gateway {
             ended = &mut serving => Some(server_failure(ended)),
         };
         orders.stop.cancel();
-        let _not_ready = readiness.component("shutdown");
+        let shutdown = readiness.component("shutdown");
+        shutdown.not_ready("the gateway is shutting down");
         let deadline = Instant::now() + grace;
         // No new missions, while stops and cancels are still served; then what is on the
         // connections comes to its end.

@@ -8,15 +8,19 @@
 )]
 
 use portarium_identity::{
-    IdentityState, PeerPolicy, Snapshot, SvidConfig, SvidManager,
+    ClientTls, IdentityState, Peer, PeerPolicy, ServerTls, Snapshot, SvidConfig, SvidManager,
+    TlsError,
     authority::{Authority, AuthorityConfig, Entry},
 };
+use rustls::pki_types::ServerName;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{client, server};
 
 pub const DOMAIN: &str = "portarium.test";
 
@@ -123,4 +127,24 @@ pub async fn after(manager: &SvidManager, generation: u64) -> Arc<Snapshot> {
     })
     .await;
     manager.current().unwrap()
+}
+
+pub type Accepted = Result<(server::TlsStream<TcpStream>, Peer), TlsError>;
+pub type Connected = Result<(client::TlsStream<TcpStream>, Peer), TlsError>;
+
+pub fn name() -> ServerName<'static> {
+    "whatever.example".try_into().unwrap()
+}
+
+pub async fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap());
+    let (near, far) = tokio::join!(near, listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// A handshake between two of ours; the server's word is the last one in TLS 1.3.
+pub async fn shake(client: &ClientTls, server: &ServerTls) -> (Connected, Accepted) {
+    let (near, far) = tcp().await;
+    tokio::join!(client.connect(name(), near), server.accept(far))
 }

@@ -35,6 +35,9 @@ use tokio::{
 };
 use tonic::body::Body;
 
+/// A ping after so much silence: a peer that vanished is missed within 5 s.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(2);
+
 /// TCP resends a lost SYN after 1, 3 and 7 s. Trying anew after two finds a peer that came back
 /// sooner than waiting for the third would.
 const TCP_CONNECT: Duration = Duration::from_secs(2);
@@ -42,7 +45,7 @@ const TCP_CONNECT: Duration = Duration::from_secs(2);
 /// Makes one connection, for callers that live for a few calls. It ends with its certificates;
 /// what lives longer uses [`Connection`](super::Connection).
 pub async fn connect(target: &Target, tls: Option<&ClientTls>) -> Result<Channel, GrpcError> {
-    open(target, tls).await.map(|live| live.channel)
+    open(target, tls, KEEPALIVE).await.map(|live| live.channel)
 }
 
 /// A connection as a transport for tonic's clients. Cheap to clone. Never connects again and
@@ -158,7 +161,11 @@ pub(super) struct Live {
 
 /// Connects, and returns once the other end has spoken HTTP/2: only then it has accepted our
 /// certificate.
-pub(super) async fn open(target: &Target, tls: Option<&ClientTls>) -> Result<Live, GrpcError> {
+pub(super) async fn open(
+    target: &Target,
+    tls: Option<&ClientTls>,
+    keepalive: Duration,
+) -> Result<Live, GrpcError> {
     let connecting = TcpStream::connect((target.host(), target.port()));
     let tcp = timeout(TCP_CONNECT, connecting)
         .await
@@ -166,26 +173,24 @@ pub(super) async fn open(target: &Target, tls: Option<&ClientTls>) -> Result<Liv
         .map_err(GrpcError::Connect)?;
     prepare_socket(&tcp).map_err(GrpcError::Connect)?;
     let Some(tls) = tls else {
-        return speak_http2(target, tcp, None, vec![], Lease::of(PLAINTEXT_LEASE)).await;
+        let lease = Lease::of(PLAINTEXT_LEASE);
+        return speak_http2(target, tcp, keepalive, None, lease).await;
     };
     let (stream, peer) = timeout(OPENING, tls.connect(target.server_name().clone(), tcp))
         .await
         .map_err(|_| GrpcError::ConnectTimeout(OPENING))??;
     let lease = peer.lease(SystemTime::now());
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let chain = chain
-        .iter()
-        .cloned()
-        .map(CertificateDer::into_owned)
-        .collect();
-    speak_http2(target, stream, Some(peer), chain, lease).await
+    let chain = chain.iter().cloned().map(CertificateDer::into_owned);
+    let authenticated = Some((peer, chain.collect()));
+    speak_http2(target, stream, keepalive, authenticated, lease).await
 }
 
 async fn speak_http2<IO>(
     target: &Target,
     io: IO,
-    peer: Option<Peer>,
-    chain: Vec<CertificateDer<'static>>,
+    keepalive: Duration,
+    authenticated: Option<(Peer, Vec<CertificateDer<'static>>)>,
     lease: Lease,
 ) -> Result<Live, GrpcError>
 where
@@ -201,7 +206,10 @@ where
         Some(heard),
     ));
     let refused = |error: hyper::Error| GrpcError::Refused(with_sources(&error));
-    let (sender, connection) = http2_builder().handshake(stream).await.map_err(refused)?;
+    let (sender, connection) = http2_builder(keepalive)
+        .handshake(stream)
+        .await
+        .map_err(refused)?;
     let mut driver = tokio::spawn(connection);
     tokio::select! {
         biased;
@@ -211,6 +219,7 @@ where
             Ok(Ok(())) | Err(_) => GrpcError::Refused("it gave no reason".to_owned()),
         }),
     }
+    let (peer, chain) = authenticated.unzip();
     let scheme = if peer.is_some() {
         Scheme::HTTPS
     } else {
@@ -221,7 +230,7 @@ where
         scheme,
         authority,
         peer,
-        chain,
+        chain: chain.unwrap_or_default(),
         cut,
     });
     Ok(Live {
@@ -231,11 +240,11 @@ where
     })
 }
 
-fn http2_builder() -> http2::Builder<TokioExecutor> {
+fn http2_builder(keepalive: Duration) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_interval(keepalive)
         .keep_alive_timeout(Duration::from_secs(3))
         .keep_alive_while_idle(true)
         .max_header_list_size(16 * 1024)
@@ -243,6 +252,13 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(256 * 1024)
         .max_send_buf_size(256 * 1024);
     builder
+}
+
+/// Whether the peer ended the connection because of too many pings: gRPC servers built on the C
+/// core or on Go take no more than one in five minutes unless they are told otherwise.
+pub(super) fn asks_for_calm(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    source.is_some_and(|e| e.is_go_away() && e.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
 /// An error with its sources, for people: hyper's own text names only the layer.

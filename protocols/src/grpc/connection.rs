@@ -1,7 +1,7 @@
 //! A client connection that is kept up.
 
 use super::{
-    channel::{Channel, Live, open, with_sources},
+    channel::{Channel, KEEPALIVE, Live, asks_for_calm, open, with_sources},
     target::Target,
 };
 use portarium_identity::ClientTls;
@@ -18,6 +18,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// The longest pause between attempts: a peer that returned is served again within 2 s.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// The longest pause between pings: more than the five minutes that strict servers ask for.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(330);
 
 /// The shortest time between two renewals: while the Workload API hands out nothing new, each
 /// would bring a lease shorter than the one before.
@@ -59,6 +62,7 @@ impl Connection {
             name: name.into(),
             publish,
             backoff: Backoff::new(),
+            keepalive: KEEPALIVE,
         };
         Self {
             state,
@@ -102,6 +106,7 @@ struct Keeper {
     name: String,
     publish: watch::Sender<Result<Channel, Down>>,
     backoff: Backoff,
+    keepalive: Duration,
 }
 
 impl Keeper {
@@ -111,13 +116,17 @@ impl Keeper {
         loop {
             let attempt = async {
                 sleep_until(due).await;
-                open(&self.target, self.tls.as_ref()).await
+                open(&self.target, self.tls.as_ref(), self.keepalive).await
             };
             tokio::select! {
                 opened = attempt => match opened {
                     Ok(next) => {
                         due = next.lease.renew.max(Instant::now() + RENEW_MIN);
                         self.up(&next);
+                        // A recheck during the handshake has not seen this connection.
+                        if let Some(tls) = &self.tls {
+                            next.channel.recheck(tls);
+                        }
                         live = Some((next, Instant::now()));
                     }
                     Err(error) => {
@@ -125,14 +134,25 @@ impl Keeper {
                         self.failed(&with_sources(&error), live.is_some());
                     }
                 },
-                reason = ended(live.as_mut()) => {
+                end = ended(live.as_mut()) => {
                     if live.take().is_some_and(|(_, since)| since.elapsed() >= BACKOFF_MAX) {
                         self.backoff = Backoff::new();
                     }
                     due = self.backoff.next();
-                    self.down(&reason);
+                    self.calm_down(&end);
+                    self.down(&end.reason());
                 }
             }
+        }
+    }
+
+    /// Pings less often where the peer closes connections because of pings, as gRPC's own
+    /// clients do; its end is then noticed later.
+    fn calm_down(&mut self, end: &End) {
+        if matches!(end, End::Failed(error) if asks_for_calm(error)) {
+            self.keepalive = (self.keepalive * 5).min(KEEPALIVE_MAX);
+            let (name, keepalive) = (&self.name, self.keepalive);
+            tracing::warn!(%name, ?keepalive, "the peer takes no pings as often; it should allow one every 2 s");
         }
     }
 
@@ -163,15 +183,30 @@ impl Keeper {
     }
 }
 
+/// How a connection ended.
+#[derive(Debug)]
+enum End {
+    Closed,
+    Failed(hyper::Error),
+}
+
+impl End {
+    fn reason(&self) -> String {
+        match self {
+            Self::Closed => "the peer closed the connection".to_owned(),
+            Self::Failed(error) => with_sources(error),
+        }
+    }
+}
+
 /// Waits for the end of the connection, if there is one.
-async fn ended(live: Option<&mut (Live, Instant)>) -> String {
+async fn ended(live: Option<&mut (Live, Instant)>) -> End {
     let Some((live, _)) = live else {
         return std::future::pending().await;
     };
     match (&mut live.driver).await {
-        Ok(Ok(())) => "the peer closed the connection".to_owned(),
-        Ok(Err(error)) => with_sources(&error),
-        Err(_) => "the connection's task ended".to_owned(),
+        Ok(Err(error)) => End::Failed(error),
+        Ok(Ok(())) | Err(_) => End::Closed,
     }
 }
 
@@ -194,7 +229,34 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_closes_because_of_pings_is_pinged_less_often() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target: Target = listener.local_addr().unwrap().to_string().parse().unwrap();
+        tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut server = h2::server::handshake(tcp).await.unwrap();
+            server.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+            while server.accept().await.is_some() {}
+        });
+        let live = open(&target, None, KEEPALIVE).await.unwrap();
+        let end = ended(Some(&mut (live, Instant::now()))).await;
+        let mut keeper = Keeper {
+            target,
+            tls: None,
+            name: "test".to_owned(),
+            publish: watch::Sender::new(Err(Down::because("test"))),
+            backoff: Backoff::new(),
+            keepalive: KEEPALIVE,
+        };
+        keeper.calm_down(&End::Closed);
+        assert_eq!(keeper.keepalive, KEEPALIVE);
+        keeper.calm_down(&end);
+        assert_eq!(keeper.keepalive, 5 * KEEPALIVE, "{end:?}");
+    }
 
     #[tokio::test]
     async fn the_pause_grows_from_50_ms_to_a_second_and_not_beyond() {

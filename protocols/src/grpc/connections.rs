@@ -6,7 +6,9 @@ use portarium_identity::{Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
 use std::{
     collections::HashMap,
+    fmt,
     future::poll_fn,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,6 +20,7 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Connections {
     open: Mutex<HashMap<u64, Entry>>,
+    refused: Option<Refused>,
     rechecks: AtomicU64,
     accepted: AtomicU64,
     turned_away: AtomicU64,
@@ -26,6 +29,15 @@ pub struct Connections {
     failed_handshake: AtomicU64,
     failed_timeout: AtomicU64,
     failed_peer: AtomicU64,
+}
+
+/// Who hears of the handshakes that we refuse.
+struct Refused(Box<dyn Fn(SocketAddr, &TlsError) + Send + Sync>);
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Refused")
+    }
 }
 
 #[derive(Debug)]
@@ -69,6 +81,15 @@ impl Connections {
         Arc::default()
     }
 
+    /// None yet, and `refused` hears of each handshake that fails: where it came from and why. Peers
+    /// that went away amid theirs are not told. It must not block.
+    pub fn telling(refused: impl Fn(SocketAddr, &TlsError) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            refused: Some(Refused(Box::new(refused))),
+            ..Self::default()
+        })
+    }
+
     /// The counters now.
     pub fn stats(&self) -> ServerStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -84,28 +105,12 @@ impl Connections {
         }
     }
 
-    /// Cuts the connections of all peers that `unwanted` names, with whatever is on them: a deny
-    /// list. Returns how many. Connections without TLS have no peer and stay.
-    pub fn close_where(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
-        self.cut_where(|authenticated| unwanted(&authenticated.peer))
-    }
-
     /// Cuts the connections of all peers that would not be accepted now, with whatever is on
     /// them: after a change of policy, a bundle that was removed, an authority that was revoked,
     /// or the end of our own identity. Returns how many. Verifies a signature or two for each
     /// connection, about 0.1 ms.
     pub fn recheck(&self, tls: &ServerTls) -> usize {
         self.rechecks.fetch_add(1, Ordering::AcqRel);
-        self.cut_where(|authenticated| tls.recheck(&authenticated.chain).is_err())
-    }
-
-    /// How often [`recheck`](Self::recheck) was called: whose handshake was under way meanwhile
-    /// has to check again.
-    pub(super) fn rechecks(&self) -> u64 {
-        self.rechecks.load(Ordering::Acquire)
-    }
-
-    fn cut_where(&self, unwanted: impl Fn(&Authenticated) -> bool) -> usize {
         let open = self.open();
         let with_peer = open
             .values()
@@ -115,8 +120,14 @@ impl Connections {
         drop(open);
         let unwanted = with_peer
             .iter()
-            .filter(|(authenticated, _)| unwanted(authenticated));
+            .filter(|(authenticated, _)| tls.recheck(&authenticated.chain).is_err());
         unwanted.map(|(_, cut)| cut.cut()).count()
+    }
+
+    /// How often [`recheck`](Self::recheck) was called: whose handshake was under way meanwhile
+    /// has to check again.
+    pub(super) fn rechecks(&self) -> u64 {
+        self.rechecks.load(Ordering::Acquire)
     }
 
     /// Asks all connections to finish.
@@ -132,7 +143,12 @@ impl Connections {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_failure(&self, error: &GrpcError) {
+    pub(super) fn failed(&self, from: SocketAddr, error: &GrpcError) {
+        if let (GrpcError::Tls(error), Some(refused)) = (error, &self.refused)
+            && !error.is_broken_connection()
+        {
+            (refused.0)(from, error);
+        }
         let counter = match error {
             GrpcError::Tls(TlsError::Identity(_)) => &self.failed_identity,
             GrpcError::Tls(TlsError::Timeout(_)) | GrpcError::ConnectTimeout(_) => {

@@ -196,16 +196,19 @@ impl Server {
                 };
                 let registered = self.connections.register(Some(peer.clone()));
                 let stale = self.connections.rechecks() != rechecks;
-                if !stale || tls.recheck(&peer.chain).is_ok() {
-                    self.established(stream, Some(peer.peer), registered, ends)
-                        .await;
+                if stale && let Err(error) = tls.recheck(&peer.chain) {
+                    return self.failed(from, &error.into());
                 }
+                self.established(stream, Some(peer.peer), registered, ends)
+                    .await;
             }
-            Err(error) => {
-                self.connections.count_failure(&error);
-                tracing::debug!(%from, %error, "handshake failed");
-            }
+            Err(error) => self.failed(from, &error),
         }
+    }
+
+    fn failed(&self, from: SocketAddr, error: &GrpcError) {
+        self.connections.failed(from, error);
+        tracing::debug!(%from, %error, "handshake failed");
     }
 
     async fn handshake(

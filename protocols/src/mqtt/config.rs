@@ -66,7 +66,9 @@ pub enum MqttError {
     #[error("robot {0} is configured twice on one broker; robot ids must be unique")]
     DuplicateRobot(RobotId),
     /// The client id is empty, too long, or has control characters.
-    #[error("{0:?} cannot be an MQTT client id: 1 to {MAX_CLIENT_ID_BYTES} visible characters are allowed")]
+    #[error(
+        "{0:?} cannot be an MQTT client id: 1 to {MAX_CLIENT_ID_BYTES} visible characters are allowed"
+    )]
     ClientId(String),
     /// The stop lane has a thread of its own, and the system refused it.
     #[error("cannot start the thread of the stop lane: {0}")]
@@ -79,7 +81,9 @@ pub enum MqttError {
 /// identities share a client id and take each other's session over. `#` and `+` are avoided,
 /// since mosquitto refuses pattern ACLs to clients that have them in their id.
 pub fn client_id_base(id: &SpiffeId) -> String {
-    id.to_string().trim_start_matches("spiffe://").replace('/', ":")
+    id.to_string()
+        .trim_start_matches("spiffe://")
+        .replace('/', ":")
 }
 
 impl MqttConfig {
@@ -111,7 +115,10 @@ mod tests {
     #[test]
     fn the_client_id_names_the_whole_identity_and_has_no_character_with_a_meaning_to_brokers() {
         let id = SpiffeId::new("spiffe://portarium.robotics/ns/portarium/sa/gateway/dev").unwrap();
-        assert_eq!(client_id_base(&id), "portarium.robotics:ns:portarium:sa:gateway:dev");
+        assert_eq!(
+            client_id_base(&id),
+            "portarium.robotics:ns:portarium:sa:gateway:dev"
+        );
     }
 
     #[test]

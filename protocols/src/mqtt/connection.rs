@@ -3,8 +3,10 @@
 //! Packets are rumqttc's, the loop is ours; the module above says why.
 
 use super::{
-    dial::{Dialled, HANDSHAKE_LIMIT, LinkError, Stream},
-    inbox::{Acknowledge, Inbox, RECEIVE_MAXIMUM},
+    dial::{Dialled, HANDSHAKE_LIMIT, LinkError, Stream, Trust},
+    handshake::{Granted, Hello, connect},
+    inbox::{Acknowledge, Inbox},
+    incoming::{next_packet, read_some, unexpected},
     inflight::InFlight,
     lane_state::LaneState,
     outgoing::{self, Outgoing},
@@ -13,41 +15,27 @@ use super::{
 use bytes::BytesMut;
 use portarium_identity::Lease;
 use rumqttc::v5::mqttbytes::{
-    self, QoS,
-    v5::{
-        ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode,
-        Packet, PacketType, PubAck, Publish, SubAck,
-    },
+    QoS,
+    v5::{ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, PubAck, Publish, SubAck},
 };
-use std::{collections::HashMap, future::pending, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, ReadHalf, WriteHalf},
+    io::{ReadHalf, WriteHalf},
     sync::oneshot,
     time::{Instant, Interval, MissedTickBehavior, interval, timeout, timeout_at},
 };
 
-/// The largest packet read. The broker is told, and keeps larger ones back.
-const MAX_PACKET_BYTES: u32 = 128 * 1024;
-/// Publishes that wait for their PUBACK; the broker's receive maximum may set it lower.
-const WINDOW: u16 = 512;
 /// Nothing is taken from the queue while this much waits for the socket.
 const MAX_UNWRITTEN_BYTES: usize = 64 * 1024;
-const READ_CHUNK: usize = 16 * 1024;
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A broker that says nothing for this long, though pinged, is gone.
 const SILENCE_LIMIT: Duration = Duration::from_secs(9);
 /// A broker that leaves a publish unacknowledged for this long does not work.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
+/// How often the peer's certificate is looked at again. A revoked authority is to cost its
+/// connections within 10 s.
+const TRUST_FOR: Duration = Duration::from_secs(5);
 /// Subscriptions' packet ids begin beyond those of publishes.
 const FIRST_SUBSCRIBE_ID: u16 = 50_000;
-
-/// Who connects, and what is to outlast the connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Hello {
-    pub(crate) client_id: String,
-    /// How long the broker keeps the session; `None`: not at all, and none is resumed.
-    pub(crate) session: Option<Duration>,
-}
 
 struct Subscribing {
     filters: Vec<String>,
@@ -67,6 +55,8 @@ pub(crate) struct Connection {
     ping_after: Duration,
     heard: Instant,
     can_retain: bool,
+    trust: Option<Trust>,
+    trusted: Instant,
     state: Arc<LaneState>,
     pub(crate) lease: Option<Lease>,
     pub(crate) generation: Option<u64>,
@@ -82,6 +72,7 @@ impl Connection {
         timeout(HANDSHAKE_LIMIT, Self::open_unbounded(dialled, hello, state))
             .await
             .map_err(|_| LinkError::Timeout(HANDSHAKE_LIMIT))?
+            .map_err(LinkError::before_connack)
     }
 
     async fn open_unbounded(
@@ -93,11 +84,11 @@ impl Connection {
         let mut outgoing = Outgoing::default();
         outgoing.put(&Packet::Connect(connect(hello), None, None))?;
         outgoing.write_to(&mut writer).await?;
-        let mut incoming = BytesMut::with_capacity(READ_CHUNK);
+        let mut incoming = BytesMut::new();
         let connack = loop {
             match next_packet(&mut incoming)? {
                 Some(Packet::ConnAck(connack)) => break connack,
-                Some(other) => return Err(unexpected(&other)),
+                Some(_) => return Err(unexpected()),
                 None => read_some(&mut reader, &mut incoming).await?,
             }
         };
@@ -121,6 +112,8 @@ impl Connection {
             ping_after: granted.ping_after,
             heard: Instant::now(),
             can_retain: granted.can_retain,
+            trust: dialled.trust,
+            trusted: Instant::now(),
             state,
             lease: dialled.lease,
             generation: dialled.generation,
@@ -152,11 +145,18 @@ impl Connection {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        self.inflight.abandon(self.outgoing.written(), "the connection was renewed or shut down");
+        self.inflight.abandon(
+            self.outgoing.written(),
+            "the connection was renewed or shut down",
+        );
         let leave = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
         if self.outgoing.put(&Packet::Disconnect(leave)).is_ok() {
             // The broker may be gone already; then there is nobody to take leave of.
-            let _ = timeout(Duration::from_millis(200), self.outgoing.write_to(&mut self.writer)).await;
+            let _ = timeout(
+                Duration::from_millis(200),
+                self.outgoing.write_to(&mut self.writer),
+            )
+            .await;
         }
     }
 
@@ -211,7 +211,8 @@ impl Connection {
             }
         };
         if let Err(error) = &done {
-            self.inflight.abandon(self.outgoing.written(), &error.to_string());
+            self.inflight
+                .abandon(self.outgoing.written(), &error.to_string());
         }
         done
     }
@@ -279,7 +280,7 @@ impl Connection {
             Packet::SubAck(ack) => self.take_suback(&ack, inbox),
             Packet::PingResp(_) | Packet::UnsubAck(_) => {}
             Packet::Disconnect(end) => return Err(LinkError::Ended(end.reason_code)),
-            other => return Err(unexpected(&other)),
+            _ => return Err(unexpected()),
         }
         Ok(())
     }
@@ -290,7 +291,9 @@ impl Connection {
         inbox: Option<&mut Inbox>,
     ) -> Result<(), LinkError> {
         if publish.qos == QoS::ExactlyOnce {
-            return Err(LinkError::Malformed("QoS 2, which was not subscribed to".to_owned()));
+            return Err(LinkError::Malformed(
+                "QoS 2, which was not subscribed to".to_owned(),
+            ));
         }
         if inbox.is_none_or(|inbox| inbox.accept(publish) == Acknowledge::Now) {
             self.acknowledge(publish.pkid);
@@ -314,7 +317,8 @@ impl Connection {
     /// Acknowledges a message; 0 is the id of those that need none.
     fn acknowledge(&mut self, id: u16) {
         if id != 0 {
-            self.outgoing.put_small(&Packet::PubAck(PubAck::new(id, None)));
+            self.outgoing
+                .put_small(&Packet::PubAck(PubAck::new(id, None)));
         }
     }
 
@@ -327,8 +331,18 @@ impl Connection {
         if now - self.heard >= SILENCE_LIMIT {
             return Err(LinkError::Silent(SILENCE_LIMIT));
         }
-        if self.inflight.oldest().is_some_and(|since| now - since >= ACKNOWLEDGE_LIMIT) {
+        if self
+            .inflight
+            .oldest()
+            .is_some_and(|since| now - since >= ACKNOWLEDGE_LIMIT)
+        {
             return Err(LinkError::Unacknowledged(ACKNOWLEDGE_LIMIT));
+        }
+        if let Some(trust) = &self.trust
+            && now - self.trusted >= TRUST_FOR
+        {
+            trust.recheck()?;
+            self.trusted = now;
         }
         let quiet = now - self.heard >= self.ping_after;
         let mute = now - self.outgoing.last_put() >= self.ping_after;
@@ -341,91 +355,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.inflight.abandon(self.outgoing.written(), "the connection was given up");
-    }
-}
-
-/// What the broker grants in its CONNACK.
-struct Granted {
-    window: u16,
-    max_packet: Option<u32>,
-    ping_after: Duration,
-    can_retain: bool,
-}
-
-impl Granted {
-    fn of(connack: &ConnAck) -> Result<Self, LinkError> {
-        let properties = connack.properties.as_ref();
-        if properties.and_then(|p| p.max_qos) == Some(0) {
-            return Err(LinkError::NoQos1);
-        }
-        let window = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX).clamp(1, WINDOW);
-        let keep_alive = properties
-            .and_then(|p| p.server_keep_alive)
-            .filter(|seconds| *seconds > 0)
-            .map_or(KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()));
-        Ok(Self {
-            window,
-            max_packet: properties.and_then(|p| p.max_packet_size),
-            ping_after: (keep_alive / 2).clamp(Duration::from_secs(1), Duration::from_secs(4)),
-            can_retain: properties.and_then(|p| p.retain_available) != Some(0),
-        })
-    }
-}
-
-fn connect(hello: &Hello) -> Connect {
-    let seconds = |d: Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
-    let mut properties = ConnectProperties::new();
-    properties.session_expiry_interval = Some(hello.session.map_or(0, seconds));
-    properties.receive_maximum = Some(RECEIVE_MAXIMUM);
-    properties.max_packet_size = Some(MAX_PACKET_BYTES);
-    Connect {
-        keep_alive: u16::try_from(KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX),
-        client_id: hello.client_id.clone(),
-        clean_start: hello.session.is_none(),
-        properties: Some(properties),
-    }
-}
-
-fn unexpected(packet: &Packet) -> LinkError {
-    // Only the kind: its content is the peer's.
-    let text = format!("{packet:?}");
-    let kind = text.split(['(', ' ']).next().unwrap_or_default();
-    LinkError::Malformed(format!("an unexpected {kind}"))
-}
-
-fn next_packet(incoming: &mut BytesMut) -> Result<Option<Packet>, LinkError> {
-    let malformed = |e: mqttbytes::Error| LinkError::Malformed(e.to_string());
-    let header = match mqttbytes::v5::check(incoming.iter(), Some(MAX_PACKET_BYTES)) {
-        Ok(header) => header,
-        Err(mqttbytes::Error::InsufficientBytes(_)) => return Ok(None),
-        Err(error) => return Err(malformed(error)),
-    };
-    if header.packet_type().map_err(malformed)? == PacketType::Disconnect {
-        let frame = incoming.split_to(header.frame_length());
-        return disconnect(&frame).map(|end| Some(Packet::Disconnect(end))).map_err(malformed);
-    }
-    Packet::read(incoming, Some(MAX_PACKET_BYTES)).map(Some).map_err(malformed)
-}
-
-/// Reads a DISCONNECT. rumqttc reads none without properties, which is what mosquitto sends.
-fn disconnect(frame: &[u8]) -> Result<Disconnect, mqttbytes::Error> {
-    let lengths_end = frame.iter().skip(1).position(|byte| byte & 0x80 == 0).unwrap_or_default();
-    let code = frame.get(lengths_end + 2).copied().unwrap_or_default();
-    Ok(Disconnect::new(code.try_into()?))
-}
-
-async fn read_some(
-    reader: &mut ReadHalf<Box<dyn Stream>>,
-    incoming: &mut BytesMut,
-) -> Result<(), LinkError> {
-    incoming.reserve(READ_CHUNK);
-    match reader.read_buf(incoming).await {
-        Ok(0) => Err(LinkError::Closed),
-        Ok(_) => Ok(()),
-        // How TLS says that the peer closed without a word.
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err(LinkError::Closed),
-        Err(e) => Err(LinkError::Io(e)),
+        self.inflight
+            .abandon(self.outgoing.written(), "the connection was given up");
     }
 }
 

@@ -7,9 +7,9 @@ use crate::mqtt::{
     queue::{Queue, queue},
     router::Router,
 };
-use rumqttc::v5::mqttbytes::v5::PubAckReason;
+use rumqttc::v5::mqttbytes::v5::{ConnAck, PingResp, PubAckReason};
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::mpsc,
 };
 
@@ -24,7 +24,10 @@ impl Broker {
             if let Some(packet) = next_packet(&mut self.incoming).unwrap() {
                 return packet;
             }
-            assert!(self.stream.read_buf(&mut self.incoming).await.unwrap() > 0, "closed");
+            assert!(
+                self.stream.read_buf(&mut self.incoming).await.unwrap() > 0,
+                "closed"
+            );
         }
     }
 
@@ -60,9 +63,20 @@ fn granting(receive_max: u16) -> ConnAck {
 
 async fn connected(connack: ConnAck) -> (Result<Connection, LinkError>, Broker) {
     let (ours, theirs) = tokio::io::duplex(4_096);
-    let mut broker = Broker { stream: theirs, incoming: BytesMut::new() };
-    let dialled = Dialled { stream: Box::new(ours), lease: None, generation: None };
-    let hello = Hello { client_id: "c".into(), session: Some(Duration::from_secs(60)) };
+    let mut broker = Broker {
+        stream: theirs,
+        incoming: BytesMut::new(),
+    };
+    let dialled = Dialled {
+        stream: Box::new(ours),
+        lease: None,
+        generation: None,
+        trust: None,
+    };
+    let hello = Hello {
+        client_id: "c".into(),
+        session: Some(Duration::from_secs(60)),
+    };
     let open = Connection::open(dialled, &hello, Arc::new(LaneState::new()));
     let answer = async {
         match broker.next().await {
@@ -84,7 +98,10 @@ async fn serving(receive_max: u16) -> (Queue, Broker, tokio::task::JoinHandle<Li
     let (queue, mut feed) = queue();
     let mut connection = connection.unwrap();
     let task = tokio::spawn(async move {
-        connection.serve(Some(&mut feed), None, pending::<()>()).await.unwrap_err()
+        connection
+            .serve(Some(&mut feed), None, pending::<()>())
+            .await
+            .unwrap_err()
     });
     (queue, broker, task)
 }
@@ -104,9 +121,13 @@ async fn a_refused_publish_costs_the_others_nothing_whatever_the_order_of_puback
         ids.push(broker.publish().await.pkid);
     }
     // The newest first, and the refusals in between: a later publish takes each freed place.
-    broker.acknowledge(ids[2], PubAckReason::NotAuthorized).await;
+    broker
+        .acknowledge(ids[2], PubAckReason::NotAuthorized)
+        .await;
     let fourth = broker.publish().await.pkid;
-    broker.acknowledge(ids[1], PubAckReason::NoMatchingSubscribers).await;
+    broker
+        .acknowledge(ids[1], PubAckReason::NoMatchingSubscribers)
+        .await;
     let fifth = broker.publish().await.pkid;
     for id in [fifth, fourth, ids[0]] {
         broker.acknowledge(id, PubAckReason::Success).await;
@@ -134,7 +155,10 @@ async fn a_connection_that_ends_leaves_unknown_what_was_sent_and_names_the_broke
     broker.publish().await;
     // As mosquitto writes it: a reason and no properties.
     broker.stream.write_all(b"\xe0\x01\x8e").await.unwrap();
-    assert!(matches!(task.await.unwrap(), LinkError::Ended(DisconnectReasonCode::SessionTakenOver)));
+    assert!(matches!(
+        task.await.unwrap(),
+        LinkError::Ended(DisconnectReasonCode::SessionTakenOver)
+    ));
     match sent.await.unwrap() {
         Outcome::Unknown(reason) => assert!(reason.contains("second gateway"), "{reason}"),
         other => panic!("{other:?}"),
@@ -157,9 +181,14 @@ async fn a_message_too_large_for_the_broker_is_refused_and_the_connection_lives(
 
 #[tokio::test]
 async fn a_refused_connection_says_why_and_what_to_do() {
-    let refusal =
-        ConnAck { session_present: false, code: ConnectReturnCode::NotAuthorized, properties: None };
-    let Err(error) = connected(refusal).await.0 else { panic!("connected") };
+    let refusal = ConnAck {
+        session_present: false,
+        code: ConnectReturnCode::NotAuthorized,
+        properties: None,
+    };
+    let Err(error) = connected(refusal).await.0 else {
+        panic!("connected")
+    };
     assert!(error.to_string().contains("NotAuthorized") && error.to_string().contains("ACL"));
     let mut no_qos1 = granting(1);
     no_qos1.properties.as_mut().unwrap().max_qos = Some(0);
@@ -204,7 +233,7 @@ async fn a_broker_that_answers_pings_but_acknowledges_nothing_is_given_up() {
     let answering = tokio::spawn(async move {
         loop {
             if let Packet::PingReq(_) = broker.next().await {
-                broker.send(Packet::PingResp(mqttbytes::v5::PingResp)).await;
+                broker.send(Packet::PingResp(PingResp)).await;
             }
         }
     });
@@ -232,11 +261,18 @@ async fn statuses_are_acknowledged_as_the_engine_takes_them_while_pubacks_are_re
     let (queue, mut feed) = queue();
     let mut connection = connection.unwrap();
     let _task = tokio::spawn(async move {
-        connection.serve(Some(&mut feed), Some(&mut inbox), pending::<()>()).await
+        connection
+            .serve(Some(&mut feed), Some(&mut inbox), pending::<()>())
+            .await
     });
     for id in 1..=3 {
         let payload = r#"{"schemaVersion":1,"payload":{"status":"executing"}}"#;
-        let mut status = Publish::new("portarium/t/missions/m/status", QoS::AtLeastOnce, payload, None);
+        let mut status = Publish::new(
+            "portarium/t/missions/m/status",
+            QoS::AtLeastOnce,
+            payload,
+            None,
+        );
         status.pkid = id;
         broker.send(Packet::Publish(status)).await;
     }
@@ -255,10 +291,19 @@ async fn statuses_are_acknowledged_as_the_engine_takes_them_while_pubacks_are_re
 #[test]
 fn every_form_of_a_disconnect_is_read() {
     for (bytes, code) in [
-        (b"\xe0\x00".as_slice(), DisconnectReasonCode::NormalDisconnection),
+        (
+            b"\xe0\x00".as_slice(),
+            DisconnectReasonCode::NormalDisconnection,
+        ),
         (b"\xe0\x01\x8b", DisconnectReasonCode::ServerShuttingDown),
-        (b"\xe0\x02\x8b\x00", DisconnectReasonCode::ServerShuttingDown),
-        (b"\xe0\x06\x8b\x04\x1f\x00\x01x", DisconnectReasonCode::ServerShuttingDown),
+        (
+            b"\xe0\x02\x8b\x00",
+            DisconnectReasonCode::ServerShuttingDown,
+        ),
+        (
+            b"\xe0\x06\x8b\x04\x1f\x00\x01x",
+            DisconnectReasonCode::ServerShuttingDown,
+        ),
     ] {
         let read = next_packet(&mut BytesMut::from(bytes)).unwrap();
         assert_eq!(read, Some(Packet::Disconnect(Disconnect::new(code))));

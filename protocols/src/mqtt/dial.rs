@@ -1,9 +1,9 @@
 //! From an address to an authenticated byte stream, and why that or what follows fails.
 
 use super::config::{Broker, MqttConfig};
-use portarium_identity::{ClientTls, Lease, TlsError};
+use portarium_identity::{ClientTls, IdentityError, Lease, TlsError};
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
     io,
     time::{Duration, SystemTime},
@@ -25,8 +25,19 @@ pub(crate) enum LinkError {
     Tcp(io::Error),
     #[error("{0:?} is neither a host name nor an IP address")]
     Host(String),
-    #[error("mutual TLS failed; compare the broker's SPIFFE ID with its configured `broker_id`, and its CA list with our trust domain: {0}")]
-    Tls(#[from] TlsError),
+    #[error(
+        "mutual TLS failed; compare the broker's SPIFFE ID with its configured `broker_id`, and its CA list with our trust domain: {0}"
+    )]
+    Tls(TlsError),
+    #[error("we have no SVID to connect with: {0}")]
+    Identity(IdentityError),
+    #[error(
+        "the broker refused our certificate; its CA list must have our trust domain's CA, and \
+         mosquitto must know the SVID's first DNS name: {0}"
+    )]
+    CertificateRefused(io::Error),
+    #[error("the broker or we ourselves are not trusted any more: {0}")]
+    Distrusted(TlsError),
     #[error("the broker did not answer within {0:?}")]
     Timeout(Duration),
     #[error("the broker refused the connection: {}", explain(*.0))]
@@ -47,6 +58,27 @@ pub(crate) enum LinkError {
     Malformed(String),
     #[error("its certificates end and no new connection could be made")]
     LeaseOver,
+}
+
+impl From<TlsError> for LinkError {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::Identity(error) => Self::Identity(error),
+            other => Self::Tls(other),
+        }
+    }
+}
+
+impl LinkError {
+    /// What an error before CONNACK means: with TLS 1.3 a refused certificate shows only there.
+    pub(crate) fn before_connack(self) -> Self {
+        match self {
+            Self::Io(e) if e.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+                Self::CertificateRefused(e)
+            }
+            other => other,
+        }
+    }
 }
 
 fn explain(code: ConnectReturnCode) -> String {
@@ -86,6 +118,20 @@ pub(crate) struct Dialled {
     pub(crate) lease: Option<Lease>,
     /// The generation of the SVID presented; `None` in plaintext.
     pub(crate) generation: Option<u64>,
+    pub(crate) trust: Option<Trust>,
+}
+
+/// What a connection's trust stands on: the authority may leave the bundle, or our own entry be
+/// withdrawn, while it lives.
+pub(crate) struct Trust {
+    tls: ClientTls,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl Trust {
+    pub(crate) fn recheck(&self) -> Result<(), LinkError> {
+        self.tls.recheck(&self.chain).map_err(LinkError::Distrusted)
+    }
 }
 
 /// How to reach one broker.
@@ -121,15 +167,26 @@ impl Dialer {
         tcp.set_nodelay(true)?;
         let Some(tls) = &self.tls else {
             let lease = self.plaintext_lease.map(Lease::of);
-            return Ok(Dialled { stream: Box::new(tcp), lease, generation: None });
+            return Ok(Dialled {
+                stream: Box::new(tcp),
+                lease,
+                generation: None,
+                trust: None,
+            });
         };
         let name = ServerName::try_from(self.broker.host.clone())
             .map_err(|_| LinkError::Host(self.broker.host.clone()))?;
         let (stream, peer) = tls.connect(name, tcp).await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let trust = Trust {
+            tls: tls.clone(),
+            chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
+        };
         Ok(Dialled {
             stream: Box::new(stream),
             lease: Some(peer.lease(SystemTime::now())),
             generation: Some(peer.own_generation),
+            trust: Some(trust),
         })
     }
 }

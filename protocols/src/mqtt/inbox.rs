@@ -47,7 +47,13 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub(crate) fn new(router: Arc<Router>, updates: UpdateSender, counters: Arc<Counters>) -> Self {
-        Self { router, updates, waiting: VecDeque::new(), counters, complained: None }
+        Self {
+            router,
+            updates,
+            waiting: VecDeque::new(),
+            counters,
+            complained: None,
+        }
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -83,6 +89,10 @@ impl Inbox {
         };
         // An empty message says that a retained one was cleared.
         if publish.payload.is_empty() {
+            if let Heard::Presence { tenant, robot } = heard {
+                // Then it counts as one that never said anything: reachable as far as is known.
+                self.router.presence(tenant, robot, true, true);
+            }
             return Ok(None);
         }
         let (robot, mission) = match heard {
@@ -95,7 +105,11 @@ impl Inbox {
                 (None, mission)
             }
             Heard::SharedStatus { .. } => return Ok(None),
-            Heard::RobotStatus { tenant, robot, mission } => {
+            Heard::RobotStatus {
+                tenant,
+                robot,
+                mission,
+            } => {
                 let fleet = self.router.fleet();
                 match fleet.robot(robot).filter(|r| r.tenant.as_str() == tenant) {
                     Some(known) => (Some(known.robot_id.clone()), mission),
@@ -174,10 +188,18 @@ impl Inbox {
     fn complain(&mut self, topic: &[u8], error: &PayloadError) {
         self.counters.invalid.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        if self.complained.is_none_or(|last| now - last >= COMPLAIN_EVERY) {
+        if self
+            .complained
+            .is_none_or(|last| now - last >= COMPLAIN_EVERY)
+        {
             self.complained = Some(now);
-            let topic = String::from_utf8_lossy(topic);
-            warn!(%topic, %error, "a message of a robot is not understood and was dropped");
+            // Escaped and cut: robots choose it.
+            let topic: String = String::from_utf8_lossy(topic).chars().take(300).collect();
+            warn!(
+                ?topic,
+                %error,
+                "a message of a robot is not understood and was dropped"
+            );
         }
     }
 }

@@ -33,9 +33,16 @@ fn next(engine: &mut mpsc::Receiver<Update>) -> Option<(Option<RobotId>, Mission
 #[test]
 fn the_robot_is_named_only_where_the_topic_is_its_own() {
     let (mut inbox, mut engine) = inbox(true, 10);
-    inbox.accept(&message("portarium/t/robots/r/missions/m/status", 1, "executing"));
+    inbox.accept(&message(
+        "portarium/t/robots/r/missions/m/status",
+        1,
+        "executing",
+    ));
     inbox.accept(&message("portarium/t/missions/m/status", 2, "succeeded"));
-    assert_eq!(next(&mut engine), Some((Some("r".parse().unwrap()), MissionStatus::Executing)));
+    assert_eq!(
+        next(&mut engine),
+        Some((Some("r".parse().unwrap()), MissionStatus::Executing))
+    );
     assert_eq!(next(&mut engine), Some((None, MissionStatus::Succeeded)));
 }
 
@@ -45,7 +52,11 @@ fn strangers_other_tenants_and_clearings_are_dropped_and_acknowledged() {
     let mut cleared = message("portarium/t/robots/r/missions/m/status", 1, "executing");
     cleared.payload = bytes::Bytes::new();
     for publish in [
-        message("portarium/t/robots/stranger/missions/m/status", 1, "executing"),
+        message(
+            "portarium/t/robots/stranger/missions/m/status",
+            1,
+            "executing",
+        ),
         message("portarium/u/robots/r/missions/m/status", 1, "executing"),
         message("portarium/t/missions/m/status", 1, "executing"),
         message("portarium/t/robots/r/missions/a b/status", 1, "executing"),
@@ -63,12 +74,22 @@ fn strangers_other_tenants_and_clearings_are_dropped_and_acknowledged() {
 async fn a_status_is_acknowledged_once_the_engine_has_it_and_in_order() {
     let (mut inbox, mut engine) = inbox(true, 1);
     let topic = "portarium/t/robots/r/missions/m/status";
-    assert_eq!(inbox.accept(&message(topic, 1, "dispatched")), Acknowledge::Now);
-    assert_eq!(inbox.accept(&message(topic, 2, "executing")), Acknowledge::Later);
-    assert_eq!(inbox.accept(&message(topic, 3, "succeeded")), Acknowledge::Later);
-    for (status, acknowledged) in
-        [(MissionStatus::Dispatched, 2), (MissionStatus::Executing, 3)]
-    {
+    assert_eq!(
+        inbox.accept(&message(topic, 1, "dispatched")),
+        Acknowledge::Now
+    );
+    assert_eq!(
+        inbox.accept(&message(topic, 2, "executing")),
+        Acknowledge::Later
+    );
+    assert_eq!(
+        inbox.accept(&message(topic, 3, "succeeded")),
+        Acknowledge::Later
+    );
+    for (status, acknowledged) in [
+        (MissionStatus::Dispatched, 2),
+        (MissionStatus::Executing, 3),
+    ] {
         assert_eq!(next(&mut engine).unwrap().1, status);
         assert_eq!(inbox.hand_over().await, acknowledged);
     }
@@ -97,8 +118,26 @@ fn a_refused_subscription_makes_its_tenant_unreachable_until_it_is_granted() {
     let filters = topic::filters(&"t".parse().unwrap(), true);
     let granted = SubscribeReasonCode::Success(QoS::AtLeastOnce);
     let refused = SubscribeReasonCode::NotAuthorized;
-    inbox.subscribed(&filters, &[refused.clone(), granted.clone(), granted.clone()]);
+    inbox.subscribed(&filters, &[refused, granted, granted]);
     assert!(router.obstacle(&robot).is_some());
-    inbox.subscribed(&filters, &[granted.clone(), refused, granted]);
-    assert!(router.obstacle(&robot).is_none(), "presence alone can be done without");
+    inbox.subscribed(&filters, &[granted, refused, granted]);
+    assert!(
+        router.obstacle(&robot).is_none(),
+        "presence alone can be done without"
+    );
+}
+
+#[test]
+fn a_cleared_presence_counts_as_one_that_was_never_published() {
+    let (mut inbox, _engine) = inbox(true, 1);
+    let router = Arc::clone(&inbox.router);
+    router.broker_up();
+    let robot: RobotId = "r".parse().unwrap();
+    let mut presence = message("portarium/t/robots/r/presence", 1, "");
+    presence.payload = r#"{"schemaVersion":1,"payload":{"state":"offline"}}"#.into();
+    assert_eq!(inbox.accept(&presence), Acknowledge::Now);
+    assert!(router.obstacle(&robot).is_some());
+    presence.payload = bytes::Bytes::new();
+    assert_eq!(inbox.accept(&presence), Acknowledge::Now);
+    assert!(router.obstacle(&robot).is_none());
 }

@@ -55,14 +55,19 @@ impl InFlight {
         let Some(id) = self.free.pop_front() else {
             return Err(message);
         };
-        self.entries[usize::from(id) - 1] =
-            Some(Entry { outcome: message.outcome, begins, since: now });
+        self.entries[usize::from(id) - 1] = Some(Entry {
+            outcome: message.outcome,
+            begins,
+            since: now,
+        });
         Ok(id)
     }
 
     /// Resolves the publish that a PUBACK names. False where it names none.
     pub(crate) fn acknowledge(&mut self, id: u16, reason: PubAckReason) -> bool {
-        let slot = usize::from(id).checked_sub(1).and_then(|i| self.entries.get_mut(i));
+        let slot = usize::from(id)
+            .checked_sub(1)
+            .and_then(|i| self.entries.get_mut(i));
         let Some(entry) = slot.and_then(Option::take) else {
             return false;
         };
@@ -106,12 +111,14 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     fn publish(table: &mut InFlight, begins: u64) -> (u16, oneshot::Receiver<Outcome>) {
         let (message, outcome) = Message::for_tests();
-        let id = table.begin(message, begins, Instant::now()).unwrap();
+        let Ok(id) = table.begin(message, begins, Instant::now()) else {
+            panic!("the window is full");
+        };
         (id, outcome)
     }
 
@@ -128,7 +135,10 @@ mod tests {
         for ((id, _), reason) in sent.iter().zip(reasons).rev() {
             assert!(table.acknowledge(*id, reason));
         }
-        let outcomes: Vec<_> = sent.iter_mut().map(|(_, o)| o.try_recv().unwrap()).collect();
+        let outcomes: Vec<_> = sent
+            .iter_mut()
+            .map(|(_, o)| o.try_recv().unwrap())
+            .collect();
         assert_eq!(
             outcomes,
             [

@@ -1,20 +1,21 @@
 //! The task that keeps one of the two connections: makes it, renews it, makes it again.
 
 use super::{
-    connection::{Connection, Hello},
-    dial::{Dialled, Dialer, LinkError},
+    connection::Connection,
+    dial::{Dialer, Dialled, LinkError},
+    handshake::Hello,
     inbox::Inbox,
     lane_state::LaneState,
     outage::Outage,
     queue::Feed,
     router::Router,
-    topic,
+    subscriptions::{all, follow, subscribe},
 };
 use crate::ids::TenantId;
 use portarium_identity::Lease;
 use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -30,8 +31,6 @@ const LAST_CALL: Duration = Duration::from_secs(3);
 /// What taking leave may take at most.
 const LEAVE: Duration = Duration::from_millis(250);
 const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(5);
-/// Tenants in one SUBSCRIBE: three filters each, well below any broker's packet limit.
-const TENANTS_AT_ONCE: usize = 16;
 
 /// What a connection is for, and what only it needs.
 pub(crate) enum Role {
@@ -136,7 +135,10 @@ impl Lane {
 
     fn stop_hello(&self, alternate: bool) -> Hello {
         let which = if alternate { "b" } else { "a" };
-        Hello { client_id: format!("{}~stop-{which}", self.client_id_base), session: None }
+        Hello {
+            client_id: format!("{}~stop-{which}", self.client_id_base),
+            session: None,
+        }
     }
 
     fn prepare(&self) -> Next {
@@ -186,14 +188,22 @@ impl Lane {
         fleet_changed.mark_changed();
         loop {
             let event = next_event(&self.shutdown, connection.lease, &mut fleet_changed);
-            match connection.serve(Some(feed), self.role.inbox(), event).await? {
+            match connection
+                .serve(Some(feed), self.role.inbox(), event)
+                .await?
+            {
                 Event::Shutdown => {
                     connection.finish(self.role.inbox(), LINGER).await;
                     return Ok(());
                 }
                 Event::FleetChanged if matches!(self.role, Role::Commands(_)) => {
                     let wanted = self.router.fleet().tenants.clone();
-                    follow(&mut connection, &tenants, &wanted, self.router.shared_status_topic);
+                    follow(
+                        &mut connection,
+                        &tenants,
+                        &wanted,
+                        self.router.shared_status_topic,
+                    );
                     tenants = wanted;
                 }
                 Event::FleetChanged => {}
@@ -220,11 +230,16 @@ impl Lane {
         let deadline = last_call(lease);
         let turn = Arc::clone(&self.turn);
         let prepared = prepare_until(&self.dialer, next, turn, deadline, &self.shutdown);
-        let Some((prepared, turn)) =
-            connection.serve(Some(feed), self.role.inbox(), prepared).await?
+        let Some((prepared, turn)) = connection
+            .serve(Some(feed), self.role.inbox(), prepared)
+            .await?
         else {
             connection.finish(self.role.inbox(), linger(lease)).await;
-            return if self.shutdown.is_cancelled() { Ok(None) } else { Err(LinkError::LeaseOver) };
+            return if self.shutdown.is_cancelled() {
+                Ok(None)
+            } else {
+                Err(LinkError::LeaseOver)
+            };
         };
         let renewed = match prepared {
             Prepared::Dialled(dialled) => {
@@ -239,7 +254,7 @@ impl Lane {
                 }
                 // A stop never waits: the new connection serves while the old one lingers.
                 tokio::spawn(connection.finish(None, linger(lease)));
-                (opened, BTreeSet::new())
+                (*opened, BTreeSet::new())
             }
         };
         drop(turn);
@@ -303,16 +318,16 @@ enum Next {
 
 enum Prepared {
     Dialled(Dialled),
-    Opened(Connection),
+    Opened(Box<Connection>),
 }
 
 async fn prepare(dialer: &Dialer, next: &Next) -> Result<Prepared, LinkError> {
     let dialled = dialer.dial().await?;
     match next {
         Next::Dial => Ok(Prepared::Dialled(dialled)),
-        Next::Open(hello, state) => {
-            Connection::open(dialled, hello, Arc::clone(state)).await.map(Prepared::Opened)
-        }
+        Next::Open(hello, state) => Connection::open(dialled, hello, Arc::clone(state))
+            .await
+            .map(|c| Prepared::Opened(Box::new(c))),
     }
 }
 
@@ -343,42 +358,5 @@ async fn prepare_until(
     tokio::select! {
         () = shutdown.cancelled() => None,
         prepared = timeout_at(deadline, attempt) => prepared.ok(),
-    }
-}
-
-fn subscribe(
-    connection: &mut Connection,
-    tenants: &BTreeSet<TenantId>,
-    shared_status: bool,
-) -> Vec<oneshot::Receiver<()>> {
-    let tenants: Vec<_> = tenants.iter().collect();
-    tenants
-        .chunks(TENANTS_AT_ONCE)
-        .map(|some| {
-            let filters = some.iter().flat_map(|t| topic::filters(t, shared_status)).collect();
-            connection.subscribe(filters)
-        })
-        .collect()
-}
-
-/// Makes the subscriptions follow a changed list of robots.
-fn follow(
-    connection: &mut Connection,
-    have: &BTreeSet<TenantId>,
-    want: &BTreeSet<TenantId>,
-    shared_status: bool,
-) {
-    let added: BTreeSet<_> = want.difference(have).cloned().collect();
-    // Their answers are dealt with when they come; nothing here waits for them.
-    drop(subscribe(connection, &added, shared_status));
-    for tenant in have.difference(want) {
-        connection.unsubscribe(topic::filters(tenant, shared_status));
-    }
-}
-
-async fn all(answers: Vec<oneshot::Receiver<()>>) {
-    for answer in answers {
-        // The other end is in the connection, whose loss ends this wait.
-        let _ = answer.await;
     }
 }

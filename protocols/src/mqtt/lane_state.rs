@@ -48,7 +48,10 @@ impl LaneState {
     pub(crate) fn new() -> Self {
         let down = Some(Arc::from("the broker is not connected yet"));
         Self {
-            standing: Mutex::new(Standing { down, generation: None }),
+            standing: Mutex::new(Standing {
+                down,
+                generation: None,
+            }),
             published: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
@@ -70,7 +73,11 @@ impl LaneState {
 
     /// Why nothing can be sent; `None` while connected.
     pub(crate) fn obstacle(&self) -> Option<Arc<str>> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).down.clone()
+        self.standing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .down
+            .clone()
     }
 
     pub(crate) fn count_published(&self) {

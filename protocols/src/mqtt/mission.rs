@@ -17,6 +17,7 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -42,8 +43,8 @@ impl Adapter for MqttAdapter {
         if let Some(reason) = self.router.obstacle(&command.robot_id) {
             return Err(unreachable(reason));
         }
-        let payload = encode(payload::command(&command, &robot, SystemTime::now()))
-            .map_err(unreachable)?;
+        let payload =
+            encode(payload::command(&command, &robot, SystemTime::now())).map_err(unreachable)?;
         let topic = topic::command(&robot.tenant, &robot.robot_id, &command.mission_id);
         let (mut message, answer) = Message::new(topic, payload);
         message.expires = Some(Instant::now() + expires_in);
@@ -59,14 +60,16 @@ impl Adapter for MqttAdapter {
     async fn cancel(&self, cancel: Arc<Cancel>) -> Result<(), SignalError> {
         let robot = self.signalled(&cancel.command.robot_id)?;
         let topic = topic::cancel(&robot.tenant, &cancel.command.mission_id);
-        self.signal(topic, payload::cancel(&cancel, SystemTime::now())).await
+        self.signal(topic, payload::cancel(&cancel, SystemTime::now()))
+            .await
     }
 
     async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
         let robot = self.signalled(&stop.robot_id)?;
         let topic = topic::command(&robot.tenant, &robot.robot_id, &stop.mission_id);
         self.router.track(&stop.mission_id);
-        self.signal(topic, payload::command(&stop, &robot, SystemTime::now())).await?;
+        self.signal(topic, payload::command(&stop, &robot, SystemTime::now()))
+            .await?;
         Ok(StopAnswer::Requested)
     }
 
@@ -75,7 +78,9 @@ impl Adapter for MqttAdapter {
     async fn reconcile(&self, command: Arc<Command>) -> Result<Reconciled, SignalError> {
         let robot = self.signalled(&command.robot_id)?;
         if let Some(reason) = self.commands.state.obstacle() {
-            return Err(SignalError::Unreachable { reason: reason.to_string() });
+            return Err(SignalError::Unreachable {
+                reason: reason.to_string(),
+            });
         }
         let mission = &command.mission_id;
         let noted = self.router.ask(mission);
@@ -87,7 +92,10 @@ impl Adapter for MqttAdapter {
             filters.push(topic::shared_status(&robot.tenant, mission));
         }
         let (done, confirmed) = oneshot::channel();
-        self.commands.queue.put(Item::Subscribe { filters: filters.clone(), done });
+        self.commands.queue.put(Item::Subscribe {
+            filters: filters.clone(),
+            done,
+        });
         match timeout(SIGNAL_LIMIT, confirmed).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => {
@@ -98,7 +106,10 @@ impl Adapter for MqttAdapter {
         // Once one of the two topics has answered, the other may have its moment too.
         let _ = timeout(RETAINED_LIMIT, noted.notified()).await;
         self.commands.queue.put(Item::Unsubscribe { filters });
-        Ok(self.router.last(mission).map_or(Reconciled::CannotAsk, Reconciled::Known))
+        Ok(self
+            .router
+            .last(mission)
+            .map_or(Reconciled::CannotAsk, Reconciled::Known))
     }
 
     fn settle(&self, command: &Command) {
@@ -110,8 +121,9 @@ impl Adapter for MqttAdapter {
         let own = left
             .on_robots
             .then(|| topic::robot_status(&robot.tenant, &robot.robot_id, &command.mission_id));
-        let shared =
-            left.on_shared.then(|| topic::shared_status(&robot.tenant, &command.mission_id));
+        let shared = left
+            .on_shared
+            .then(|| topic::shared_status(&robot.tenant, &command.mission_id));
         for topic in own.into_iter().chain(shared) {
             if !self.commands.queue.clear(Message::clearing(topic)) {
                 self.counters.uncleared.fetch_add(1, Ordering::Relaxed);
@@ -127,11 +139,15 @@ impl Adapter for MqttAdapter {
 impl MqttAdapter {
     fn robot(&self, id: &RobotId) -> Result<Arc<MqttRobot>, String> {
         let fleet = self.router.fleet();
-        fleet.robot(id.as_str()).cloned().ok_or_else(|| format!("robot {id} is not configured on this broker"))
+        fleet
+            .robot(id.as_str())
+            .cloned()
+            .ok_or_else(|| format!("robot {id} is not configured on this broker"))
     }
 
     fn signalled(&self, id: &RobotId) -> Result<Arc<MqttRobot>, SignalError> {
-        self.robot(id).map_err(|reason| SignalError::Unreachable { reason })
+        self.robot(id)
+            .map_err(|reason| SignalError::Unreachable { reason })
     }
 
     /// Sends on the stop lane at once and behind the last command on its connection; returns
@@ -145,12 +161,17 @@ impl MqttAdapter {
         let payload = encode(payload).map_err(unreachable)?;
         let at_once = self.stops.send(topic.clone(), payload.clone());
         let behind = self.commands.send(topic, payload);
-        timeout_at(Instant::now() + SIGNAL_LIMIT, first_delivered(at_once, behind))
-            .await
-            .unwrap_or_else(|_| {
-                Err(format!("no acknowledgement from the broker within {SIGNAL_LIMIT:?}"))
-            })
-            .map_err(unreachable)
+        timeout_at(
+            Instant::now() + SIGNAL_LIMIT,
+            first_delivered(at_once, behind),
+        )
+        .await
+        .unwrap_or_else(|_| {
+            Err(format!(
+                "no acknowledgement from the broker within {SIGNAL_LIMIT:?}"
+            ))
+        })
+        .map_err(unreachable)
     }
 }
 
@@ -166,7 +187,7 @@ async fn first_delivered(
     at_once: oneshot::Receiver<Outcome>,
     behind: oneshot::Receiver<Outcome>,
 ) -> Result<(), String> {
-    let (mut at_once, mut behind) = (Box::pin(outcome(at_once)), Box::pin(outcome(behind)));
+    let (mut at_once, mut behind) = (pin!(outcome(at_once)), pin!(outcome(behind)));
     let (first, rest) = tokio::select! {
         first = &mut at_once => (first, behind),
         first = &mut behind => (first, at_once),
@@ -181,7 +202,9 @@ async fn first_delivered(
 }
 
 async fn outcome(answer: oneshot::Receiver<Outcome>) -> Outcome {
-    answer.await.unwrap_or_else(|_| Outcome::Unknown("the connection's task ended".to_owned()))
+    answer
+        .await
+        .unwrap_or_else(|_| Outcome::Unknown("the connection's task ended".to_owned()))
 }
 
 fn why(outcome: Outcome) -> String {

@@ -14,7 +14,7 @@
 //! them.
 //!
 //! # Why not rumqttc's event loop
-//! Packets are rumqttc's, the loop that moves them is ours ([`connection`]), for what its
+//! Packets are rumqttc's, the loop that moves them is ours (`connection`), for what its
 //! `EventLoop` (0.25) cannot give: it repeats unacknowledged publishes by itself; a `poll` that is
 //! dropped while it writes loses a publish; a publish that meets a packet id still in use stays
 //! stuck if that id's PUBACK is a refusal; it acknowledges a status before the engine has it, or
@@ -33,6 +33,11 @@
 //! new TLS handshake and a pause for outstanding PUBACKs; *stops* under an alternate client id,
 //! new before old. Never both at once.
 //!
+//! # Cancels
+//! They go to the contract's topic, `portarium/{tenant}/missions/{mission}/cancel`, and to no other:
+//! a robot may read `portarium/{tenant}/missions/+/cancel` and passes over what is not its own. A
+//! broker's ACL needs no more than that to keep robots from cancelling each other's missions.
+//!
 //! # Retained statuses
 //! A status stays at the broker until its mission has ended durably; then it is cleared, at low
 //! priority. If that is lost (no connection, full queue, crash), the status comes again with the
@@ -41,7 +46,9 @@
 mod config;
 mod connection;
 mod dial;
+mod handshake;
 mod inbox;
+mod incoming;
 mod inflight;
 mod lane;
 mod lane_state;
@@ -51,6 +58,7 @@ mod outgoing;
 pub mod payload;
 mod queue;
 mod router;
+mod subscriptions;
 pub mod topic;
 
 pub use config::{Broker, MqttConfig, MqttError, MqttRobot, client_id_base};
@@ -106,8 +114,10 @@ impl MqttAdapter {
     /// a tokio runtime.
     pub fn start(config: MqttConfig, updates: UpdateSender) -> Result<Arc<Self>, MqttError> {
         config.validate()?;
-        let stop_runtime =
-            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let stop_runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
         let dialer = Arc::new(Dialer::new(&config));
         let router = Arc::new(Router::new(config.robots, config.shared_status_topic));
         let (commands, commands_feed) = LaneHandle::new();
@@ -140,7 +150,11 @@ impl MqttAdapter {
         let stops_lane = lane(Role::Stops { alternate: false }, &adapter.stops);
         adapter.spawn_stop_lane(stop_runtime, stops_lane.run(stops_feed))?;
         adapter.spawn("mqtt commands", commands_lane.run(commands_feed));
-        let links = tell_links(Arc::clone(&adapter.router), updates, adapter.shutdown.clone());
+        let links = tell_links(
+            Arc::clone(&adapter.router),
+            updates,
+            adapter.shutdown.clone(),
+        );
         adapter.spawn("mqtt links", links);
         adapter.tasks.close();
         Ok(Arc::new(adapter))
@@ -161,16 +175,22 @@ impl MqttAdapter {
     ) -> Result<(), MqttError> {
         let ending = self.ending("mqtt stops");
         let token = self.tasks.token();
-        std::thread::Builder::new().name("mqtt-stops".to_owned()).spawn(move || {
-            let _token = token;
-            let _ending = ending;
-            runtime.block_on(task);
-        })?;
+        std::thread::Builder::new()
+            .name("mqtt-stops".to_owned())
+            .spawn(move || {
+                let _token = token;
+                let _ending = ending;
+                runtime.block_on(task);
+            })?;
         Ok(())
     }
 
     fn ending(&self, task: &'static str) -> Ending {
-        Ending { task, asked: self.shutdown.clone(), ended: self.ended.clone() }
+        Ending {
+            task,
+            asked: self.shutdown.clone(),
+            ended: self.ended.clone(),
+        }
     }
 
     /// Takes a new list of robots; subscriptions and links follow.
@@ -190,7 +210,11 @@ impl MqttAdapter {
     /// defect: the process is to end.
     pub async fn ended(&self) -> &'static str {
         let mut ended = self.ended.subscribe();
-        let task = ended.wait_for(Option::is_some).await.ok().and_then(|task| *task);
+        let task = ended
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|task| *task);
         task.unwrap_or("mqtt")
     }
 
@@ -215,7 +239,13 @@ impl Drop for MqttAdapter {
 impl LaneHandle {
     fn new() -> (Self, queue::Feed) {
         let (queue, feed) = queue::queue();
-        (Self { queue, state: Arc::new(LaneState::new()) }, feed)
+        (
+            Self {
+                queue,
+                state: Arc::new(LaneState::new()),
+            },
+            feed,
+        )
     }
 }
 
@@ -242,7 +272,9 @@ async fn tell_links(router: Arc<Router>, updates: UpdateSender, shutdown: Cancel
         loop {
             for (robot, interrupted) in router.unsaid().await {
                 let link = router.link(&robot);
-                let same = told.get(&robot).is_some_and(|t| (*t == Link::Up) == (link == Link::Up));
+                let same = told
+                    .get(&robot)
+                    .is_some_and(|t| (*t == Link::Up) == (link == Link::Up));
                 if same && !(interrupted && link == Link::Up) {
                     continue;
                 }

@@ -67,7 +67,13 @@ mod tests {
     use super::*;
 
     fn outage() -> Outage {
-        Outage::new("test", &Broker { host: "b".into(), port: 1 })
+        Outage::new(
+            "test",
+            &Broker {
+                host: "b".into(),
+                port: 1,
+            },
+        )
     }
 
     #[test]

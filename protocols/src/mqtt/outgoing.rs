@@ -99,7 +99,10 @@ impl Outgoing {
     }
 
     /// Writes everything. Cancel safe: what was written is taken off as it is written.
-    pub(crate) async fn write_to(&mut self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    pub(crate) async fn write_to(
+        &mut self,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
         self.unflushed = true;
         while !self.bytes.is_empty() {
             match writer.write_buf(&mut self.bytes).await? {
@@ -157,7 +160,11 @@ pub(crate) fn subscribe(id: u16, filters: &[String]) -> Packet {
 }
 
 pub(crate) fn unsubscribe(id: u16, filters: Vec<String>) -> Packet {
-    Packet::Unsubscribe(Unsubscribe { pkid: id, filters, properties: None })
+    Packet::Unsubscribe(Unsubscribe {
+        pkid: id,
+        filters,
+        properties: None,
+    })
 }
 
 #[cfg(test)]
@@ -177,6 +184,8 @@ mod tests {
         for (left, told) in [(1, 1), (1_000, 1), (1_001, 2), (60_000, 60)] {
             let (message, now) = with_expiry(Duration::from_millis(left));
             assert_eq!(expiry(&message, now), Ok(Some(told)), "{left} ms");
+            let properties = publish(&message, Some(told)).properties.unwrap();
+            assert_eq!(properties.message_expiry_interval, Some(told));
         }
     }
 
@@ -193,7 +202,10 @@ mod tests {
         let mut message = Message::for_tests().0;
         message.payload = vec![0; 100].into();
         let publish = publish(&message, None);
-        let outgoing = |max| Outgoing { max_packet: Some(max), ..Outgoing::default() };
+        let outgoing = |max| Outgoing {
+            max_packet: Some(max),
+            ..Outgoing::default()
+        };
         let size = u32::try_from(publish.size()).unwrap() + 2;
         assert!(outgoing(size).check_size(&publish).is_ok());
         assert!(outgoing(size - 1).check_size(&publish).is_err());
@@ -208,7 +220,11 @@ mod tests {
         outgoing.put_small(&Packet::PingReq(PingReq));
         // The pipe takes three of four bytes: the second packet has begun.
         let write = outgoing.write_to(&mut ours);
-        assert!(tokio::time::timeout(Duration::from_millis(20), write).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), write)
+                .await
+                .is_err()
+        );
         assert_eq!(outgoing.written(), 3);
         assert!(second < outgoing.written());
         drop(theirs);

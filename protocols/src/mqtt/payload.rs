@@ -9,7 +9,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, collections::BTreeMap, time::SystemTime};
 use thiserror::Error;
-use time::{OffsetDateTime, format_description::StaticFormatDescription, macros::format_description};
+use time::{
+    OffsetDateTime, format_description::StaticFormatDescription, macros::format_description,
+};
 
 /// The largest payload that is read, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
@@ -61,8 +63,14 @@ struct CancelPayload<'a> {
 }
 
 fn envelope<T: Serialize>(payload: T, now: SystemTime) -> Result<Bytes, serde_json::Error> {
-    let sent_at = OffsetDateTime::from(now).format(SENT_AT).unwrap_or_default();
-    let message = Outgoing { schema_version: SCHEMA_VERSION, sent_at, payload };
+    let sent_at = OffsetDateTime::from(now)
+        .format(SENT_AT)
+        .unwrap_or_default();
+    let message = Outgoing {
+        schema_version: SCHEMA_VERSION,
+        sent_at,
+        payload,
+    };
     serde_json::to_vec(&message).map(Bytes::from)
 }
 
@@ -163,8 +171,10 @@ fn open<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, PayloadError> {
     if payload.len() > MAX_PAYLOAD_BYTES {
         return Err(PayloadError::TooLarge(payload.len()));
     }
-    let message: Incoming<T> = serde_json::from_slice(payload)
-        .map_err(|e| PayloadError::Json { line: e.line(), column: e.column() })?;
+    let message: Incoming<T> = serde_json::from_slice(payload).map_err(|e| PayloadError::Json {
+        line: e.line(),
+        column: e.column(),
+    })?;
     if message.schema_version != SCHEMA_VERSION {
         return Err(PayloadError::SchemaVersion(message.schema_version));
     }
@@ -195,7 +205,12 @@ pub fn parse_presence(payload: &[u8]) -> Result<bool, PayloadError> {
 /// Bounds a text and drops what forges log lines or terminals.
 fn for_people(text: Option<Cow<'_, str>>, max_bytes: usize) -> String {
     let mut kept = String::new();
-    for c in text.as_deref().unwrap_or_default().chars().filter(|c| !is_deceptive(*c)) {
+    for c in text
+        .as_deref()
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| !is_deceptive(*c))
+    {
         if kept.len() + c.len_utf8() > max_bytes {
             break;
         }

@@ -48,7 +48,10 @@ fn a_command_is_written_exactly_as_the_contract_lists_it() {
 
 #[test]
 fn a_cancel_is_written_exactly_as_the_contract_lists_it() {
-    let asked = Cancel { command: Arc::new(navigate()), reason: "stop".into() };
+    let asked = Cancel {
+        command: Arc::new(navigate()),
+        reason: "stop".into(),
+    };
     let written: Value =
         serde_json::from_slice(&super::cancel(&asked, SystemTime::UNIX_EPOCH).unwrap()).unwrap();
     assert_eq!(
@@ -68,16 +71,23 @@ fn a_status_needs_only_its_state_and_ignores_fields_to_come() {
     let read = status(json!({"status": "waiting_preemption", "later": {"a": 1}})).unwrap();
     assert_eq!(read.status, MissionStatus::WaitingPreemption);
     assert_eq!(read.detail, "");
-    let read = status(json!({"status": "failed", "action_execution_id": "e", "observed_at": "o",
-                             "detail": null}))
+    let read = status(
+        json!({"status": "failed", "action_execution_id": "e", "observed_at": "o",
+                             "detail": null}),
+    )
     .unwrap();
-    assert_eq!((read.action_execution_id.as_str(), read.observed_at.as_str()), ("e", "o"));
+    assert_eq!(
+        (read.action_execution_id.as_str(), read.observed_at.as_str()),
+        ("e", "o")
+    );
 }
 
 #[test]
 fn what_people_read_is_bounded_and_cannot_forge_lines() {
-    let read = status(json!({"status": "failed", "detail": "a\n\u{1b}[2J\u{202e}b",
-                             "action_execution_id": "ü".repeat(500)}))
+    let read = status(
+        json!({"status": "failed", "detail": "a\n\u{1b}[2J\u{202e}b",
+                             "action_execution_id": "ü".repeat(500)}),
+    )
     .unwrap();
     assert_eq!(read.detail, "a[2Jb");
     assert_eq!(read.action_execution_id.len(), MAX_TEXT_BYTES);
@@ -87,14 +97,20 @@ fn what_people_read_is_bounded_and_cannot_forge_lines() {
 fn what_is_no_status_is_refused_with_a_reason() {
     assert_eq!(status(json!({"status": "done"})), Err(PayloadError::State));
     assert!(matches!(status(json!({})), Err(PayloadError::Json { .. })));
-    assert!(matches!(parse_status(b"\xff\xfe"), Err(PayloadError::Json { .. })));
+    assert!(matches!(
+        parse_status(b"\xff\xfe"),
+        Err(PayloadError::Json { .. })
+    ));
     assert!(matches!(parse_status(b""), Err(PayloadError::Json { .. })));
     let other = br#"{"schemaVersion":2,"payload":{"status":"failed"}}"#;
     assert_eq!(parse_status(other), Err(PayloadError::SchemaVersion(2)));
     let huge = vec![b' '; MAX_PAYLOAD_BYTES + 1];
     assert_eq!(parse_status(&huge), Err(PayloadError::TooLarge(huge.len())));
     let deep = "[".repeat(60_000);
-    assert!(matches!(parse_status(deep.as_bytes()), Err(PayloadError::Json { .. })));
+    assert!(matches!(
+        parse_status(deep.as_bytes()),
+        Err(PayloadError::Json { .. })
+    ));
 }
 
 #[test]

@@ -36,8 +36,7 @@ pub(crate) enum Outcome {
     Unknown(String),
 }
 
-/// One PUBLISH to come.
-#[derive(Debug)]
+/// One PUBLISH to come. It has no `Debug`: parameters are in it.
 pub(crate) struct Message {
     pub(crate) topic: Bytes,
     pub(crate) payload: Bytes,
@@ -89,12 +88,16 @@ impl Message {
 }
 
 /// One thing to be sent.
-#[derive(Debug)]
 pub(crate) enum Item {
     Publish(Message),
     /// Answered when the broker acknowledged it; dropped unanswered where it could not be sent.
-    Subscribe { filters: Vec<String>, done: oneshot::Sender<()> },
-    Unsubscribe { filters: Vec<String> },
+    Subscribe {
+        filters: Vec<String>,
+        done: oneshot::Sender<()>,
+    },
+    Unsubscribe {
+        filters: Vec<String>,
+    },
 }
 
 impl Item {
@@ -106,14 +109,13 @@ impl Item {
 }
 
 /// The senders' end. Never waits.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Queue {
     urgent: mpsc::Sender<Item>,
     clearings: mpsc::Sender<Message>,
 }
 
 /// The connection's end.
-#[derive(Debug)]
 pub(crate) struct Feed {
     /// What left the queue to be looked at, and comes before it. Filled only while the window is
     /// full.
@@ -125,7 +127,14 @@ pub(crate) struct Feed {
 pub(crate) fn queue() -> (Queue, Feed) {
     let (urgent, urgent_rx) = mpsc::channel(COMMANDS + SIGNALS);
     let (clearings, clearings_rx) = mpsc::channel(CLEARINGS);
-    (Queue { urgent, clearings }, Feed { ahead: VecDeque::new(), urgent: urgent_rx, clearings: clearings_rx })
+    (
+        Queue { urgent, clearings },
+        Feed {
+            ahead: VecDeque::new(),
+            urgent: urgent_rx,
+            clearings: clearings_rx,
+        },
+    )
 }
 
 impl Queue {
@@ -142,7 +151,9 @@ impl Queue {
     pub(crate) fn put(&self, item: Item) {
         if let Err(e) = self.urgent.try_send(item) {
             match e {
-                mpsc::error::TrySendError::Full(item) => item.refuse("the queue to the broker is full"),
+                mpsc::error::TrySendError::Full(item) => {
+                    item.refuse("the queue to the broker is full")
+                }
                 mpsc::error::TrySendError::Closed(item) => item.refuse("the adapter has ended"),
             }
         }
@@ -217,7 +228,7 @@ mod tests {
     fn topic(item: &Item) -> &[u8] {
         match item {
             Item::Publish(message) => &message.topic,
-            other => panic!("{other:?}"),
+            _ => panic!("no publish"),
         }
     }
 
@@ -229,7 +240,10 @@ mod tests {
         queue.put(Item::Publish(Message::new("stop".into(), Bytes::new()).0));
         let mut taken = Vec::new();
         feed.take(&mut taken, 10, true).await;
-        assert_eq!(taken.iter().map(topic).collect::<Vec<_>>(), [b"command".as_slice(), b"stop"]);
+        assert_eq!(
+            taken.iter().map(topic).collect::<Vec<_>>(),
+            [b"command".as_slice(), b"stop"]
+        );
         taken.clear();
         feed.take(&mut taken, 10, true).await;
         assert_eq!(topic(&taken[0]), b"clearing");
@@ -246,7 +260,10 @@ mod tests {
         assert!(matches!(answer.try_recv(), Ok(Outcome::NotSent(_))));
         let (stop, mut answer) = Message::for_tests();
         queue.put(Item::Publish(stop));
-        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        assert!(matches!(
+            answer.try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        ));
     }
 
     #[tokio::test]
@@ -267,7 +284,10 @@ mod tests {
         feed.take(&mut taken, 2, true).await;
         feed.take(&mut taken, 2, true).await;
         feed.take(&mut taken, 2, true).await;
-        assert_eq!(taken.iter().map(topic).collect::<Vec<_>>(), [b"a", b"b", b"c", b"d"]);
+        assert_eq!(
+            taken.iter().map(topic).collect::<Vec<_>>(),
+            [b"a", b"b", b"c", b"d"]
+        );
     }
 
     #[tokio::test]

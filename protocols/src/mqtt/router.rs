@@ -26,7 +26,10 @@ pub(crate) struct Fleet {
 impl Fleet {
     pub(crate) fn new(robots: Vec<MqttRobot>) -> Self {
         let tenants = robots.iter().map(|r| r.tenant.clone()).collect();
-        let robots = robots.into_iter().map(|r| (r.robot_id.clone(), Arc::new(r))).collect();
+        let robots = robots
+            .into_iter()
+            .map(|r| (r.robot_id.clone(), Arc::new(r)))
+            .collect();
         Self { robots, tenants }
     }
 
@@ -240,7 +243,10 @@ impl Router {
         let own = report.robot.is_some();
         entry.on_robots |= own;
         entry.on_shared |= !own;
-        let better_is_known = entry.last.as_ref().is_some_and(|l| l.robot.is_some() && !own);
+        let better_is_known = entry
+            .last
+            .as_ref()
+            .is_some_and(|l| l.robot.is_some() && !own);
         if !better_is_known {
             entry.last = Some(report.clone());
         }
@@ -252,9 +258,15 @@ impl Router {
     /// Forgets a mission and says where it may have left something.
     pub(crate) fn forget(&self, mission: &MissionId) -> Left {
         match lock(&self.tracked).remove(mission) {
-            Some(entry) => Left { on_shared: entry.on_shared, on_robots: entry.on_robots },
+            Some(entry) => Left {
+                on_shared: entry.on_shared,
+                on_robots: entry.on_robots,
+            },
             // Not seen since the start: it may have left something anywhere.
-            None => Left { on_shared: self.shared_status_topic, on_robots: true },
+            None => Left {
+                on_shared: self.shared_status_topic,
+                on_robots: true,
+            },
         }
     }
 }

@@ -42,7 +42,12 @@ fn a_robot_is_reachable_while_the_broker_is_its_tenant_is_heard_and_it_is_not_of
     assert_ne!(router.link(&id("a")), Link::Up);
     router.presence("t", "a", true, true);
     router.set_deaf("t", Some("refused"));
-    assert_eq!(router.link(&id("a")), Link::Down { reason: "refused".into() });
+    assert_eq!(
+        router.link(&id("a")),
+        Link::Down {
+            reason: "refused".into()
+        }
+    );
     assert_eq!(router.link(&id("b")), Link::Up);
     router.set_deaf("t", None);
     assert_eq!(router.link(&id("a")), Link::Up);
@@ -79,9 +84,21 @@ fn what_the_robot_itself_said_counts_more_than_the_shared_topic() {
     router.track(&mission);
     for (from, status, last) in [
         (None, MissionStatus::Executing, MissionStatus::Executing),
-        (Some("a"), MissionStatus::WaitingPreemption, MissionStatus::WaitingPreemption),
-        (None, MissionStatus::Succeeded, MissionStatus::WaitingPreemption),
-        (Some("a"), MissionStatus::Cancelled, MissionStatus::Cancelled),
+        (
+            Some("a"),
+            MissionStatus::WaitingPreemption,
+            MissionStatus::WaitingPreemption,
+        ),
+        (
+            None,
+            MissionStatus::Succeeded,
+            MissionStatus::WaitingPreemption,
+        ),
+        (
+            Some("a"),
+            MissionStatus::Cancelled,
+            MissionStatus::Cancelled,
+        ),
     ] {
         router.note(&report(from, status));
         assert_eq!(router.last(&mission).unwrap().status, last);
@@ -94,8 +111,20 @@ fn only_topics_that_had_a_status_are_cleared_and_all_of_them_for_unknown_mission
     let mission = "m".parse().unwrap();
     router.track(&mission);
     router.note(&report(Some("a"), MissionStatus::Succeeded));
-    assert_eq!(router.forget(&mission), Left { on_shared: false, on_robots: true });
-    assert_eq!(router.forget(&mission), Left { on_shared: true, on_robots: true });
+    assert_eq!(
+        router.forget(&mission),
+        Left {
+            on_shared: false,
+            on_robots: true
+        }
+    );
+    assert_eq!(
+        router.forget(&mission),
+        Left {
+            on_shared: true,
+            on_robots: true
+        }
+    );
 }
 
 #[test]

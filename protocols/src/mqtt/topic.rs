@@ -102,25 +102,43 @@ mod tests {
 
     #[test]
     fn what_is_published_goes_to_the_topics_of_the_contract() {
-        let (t, r, m) = ("t1".parse().unwrap(), "r1".parse().unwrap(), "m1".parse().unwrap());
+        let (t, r, m) = (
+            "t1".parse().unwrap(),
+            "r1".parse().unwrap(),
+            "m1".parse().unwrap(),
+        );
         assert_eq!(command(&t, &r, &m), "portarium/t1/robots/r1/commands/m1");
         assert_eq!(cancel(&t, &m), "portarium/t1/missions/m1/cancel");
     }
 
     #[test]
     fn statuses_and_presence_are_told_apart_by_topic() {
-        let (t, r, m) = ("t1".parse().unwrap(), "r1".parse().unwrap(), "m1".parse().unwrap());
+        let (t, r, m) = (
+            "t1".parse().unwrap(),
+            "r1".parse().unwrap(),
+            "m1".parse().unwrap(),
+        );
         assert_eq!(
             parse(shared_status(&t, &m).as_bytes()),
-            Some(Heard::SharedStatus { tenant: "t1", mission: "m1" })
+            Some(Heard::SharedStatus {
+                tenant: "t1",
+                mission: "m1"
+            })
         );
         assert_eq!(
             parse(robot_status(&t, &r, &m).as_bytes()),
-            Some(Heard::RobotStatus { tenant: "t1", robot: "r1", mission: "m1" })
+            Some(Heard::RobotStatus {
+                tenant: "t1",
+                robot: "r1",
+                mission: "m1"
+            })
         );
         assert_eq!(
             parse(b"portarium/t1/robots/r1/presence"),
-            Some(Heard::Presence { tenant: "t1", robot: "r1" })
+            Some(Heard::Presence {
+                tenant: "t1",
+                robot: "r1"
+            })
         );
     }
 
@@ -144,9 +162,14 @@ mod tests {
     #[test]
     fn only_wildcard_status_filters_name_a_tenant_whose_statuses_are_missed() {
         let t: TenantId = "t1".parse().unwrap();
-        let named: Vec<_> =
-            filters(&t, true).iter().map(|f| tenant_of_status_filter(f).is_some()).collect();
+        let named: Vec<_> = filters(&t, true)
+            .iter()
+            .map(|f| tenant_of_status_filter(f).is_some())
+            .collect();
         assert_eq!(named, [true, false, true]);
-        assert_eq!(tenant_of_status_filter("portarium/t1/missions/m/status"), None);
+        assert_eq!(
+            tenant_of_status_filter("portarium/t1/missions/m/status"),
+            None
+        );
     }
 }

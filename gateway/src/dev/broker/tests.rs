@@ -1,29 +1,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
-use bytes::Bytes;
+use crate::dev::testing::{Client, broker, options};
 use rumqttc::v5::{
-    AsyncClient, ConnectionError, Event, MqttOptions, StateError,
+    AsyncClient, ConnectionError, MqttOptions, StateError,
     mqttbytes::{
         QoS,
         v5::{
-            ConnAck, ConnectReturnCode, DisconnectReasonCode, LastWill, LastWillProperties, Packet,
-            PubAckReason, Publish, PublishProperties, SubscribeReasonCode,
+            ConnectReturnCode, DisconnectReasonCode, LastWill, LastWillProperties, Packet,
+            PubAckReason, SubscribeReasonCode,
         },
     },
 };
-use tokio::sync::mpsc;
-
-async fn broker(limits: Limits) -> Broker {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    Broker::start(listener, Access::Open, limits).unwrap()
-}
-
-fn options(broker: &Broker, id: &str) -> MqttOptions {
-    let mut options = MqttOptions::new(id, "127.0.0.1", broker.local_addr().port());
-    options.set_keep_alive(Duration::from_secs(5));
-    options.set_outgoing_inflight_upper_limit(50);
-    options
-}
 
 /// A session that outlives its connection.
 fn lasting(broker: &Broker, id: &str) -> MqttOptions {
@@ -51,107 +38,6 @@ fn with_will(mut options: MqttOptions, delay: u32) -> MqttOptions {
         Some(properties),
     ));
     options
-}
-
-/// A client whose connection is not made again when it is lost.
-struct Client {
-    client: AsyncClient,
-    packets: mpsc::Receiver<Result<Packet, ConnectionError>>,
-    polling: tokio::task::JoinHandle<()>,
-}
-
-impl Client {
-    async fn connect(options: MqttOptions) -> (Self, ConnAck) {
-        let (client, mut events) = AsyncClient::new(options, 100);
-        let (sender, packets) = mpsc::channel(10_000);
-        let polling = tokio::spawn(async move {
-            loop {
-                let result = match events.poll().await {
-                    Ok(Event::Incoming(packet)) => Ok(packet),
-                    Ok(Event::Outgoing(_)) => continue,
-                    Err(error) => Err(error),
-                };
-                let lost = result.is_err();
-                if sender.send(result).await.is_err() || lost {
-                    return;
-                }
-            }
-        });
-        let mut client = Self {
-            client,
-            packets,
-            polling,
-        };
-        let Packet::ConnAck(answer) = client.next().await.expect("connected") else {
-            panic!("no CONNACK")
-        };
-        (client, answer)
-    }
-
-    async fn next(&mut self) -> Result<Packet, ConnectionError> {
-        let waited = tokio::time::timeout(Duration::from_secs(10), self.packets.recv());
-        waited
-            .await
-            .expect("nothing came")
-            .expect("connection was lost before")
-    }
-
-    async fn subscribe(&mut self, filter: &str) -> SubscribeReasonCode {
-        self.client
-            .subscribe(filter, QoS::AtLeastOnce)
-            .await
-            .unwrap();
-        loop {
-            if let Packet::SubAck(ack) = self.next().await.unwrap() {
-                return ack.return_codes[0];
-            }
-        }
-    }
-
-    async fn publish(&mut self, topic: &str, retain: bool, payload: &str) -> PubAckReason {
-        self.publish_expiring(topic, retain, payload, None).await
-    }
-
-    async fn publish_expiring(
-        &mut self,
-        topic: &str,
-        retain: bool,
-        payload: &str,
-        seconds: Option<u32>,
-    ) -> PubAckReason {
-        let properties = PublishProperties {
-            message_expiry_interval: seconds,
-            ..PublishProperties::default()
-        };
-        let payload = Bytes::copy_from_slice(payload.as_bytes());
-        self.client
-            .publish_with_properties(topic, QoS::AtLeastOnce, retain, payload, properties)
-            .await
-            .unwrap();
-        loop {
-            if let Packet::PubAck(ack) = self.next().await.unwrap() {
-                return ack.reason;
-            }
-        }
-    }
-
-    async fn message(&mut self) -> Publish {
-        loop {
-            if let Packet::Publish(publish) = self.next().await.unwrap() {
-                return publish;
-            }
-        }
-    }
-
-    async fn text(&mut self) -> String {
-        String::from_utf8(self.message().await.payload.to_vec()).unwrap()
-    }
-
-    /// Drops the connection without a word.
-    async fn vanish(self) {
-        self.polling.abort();
-        let _ = self.polling.await;
-    }
 }
 
 #[tokio::test]

@@ -438,3 +438,7 @@ impl MissionService for Service {
 fn not_a_robots() -> Status {
     Status::unimplemented("a robot does not serve this")
 }
+
+#[cfg(test)]
+#[path = "grpc_tests.rs"]
+mod tests;

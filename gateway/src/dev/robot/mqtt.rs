@@ -581,3 +581,7 @@ impl Front {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "mqtt_tests.rs"]
+mod tests;

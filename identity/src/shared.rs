@@ -1,0 +1,197 @@
+//! What the follower writes and everyone reads.
+use crate::{IdentityState, Snapshot, stats::Counters};
+use spiffe::{X509BundleSet, X509Svid};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::{sync::watch, time::Instant};
+
+/// How often a state other than Ready is logged.
+const REPORT_EVERY: Duration = Duration::from_secs(15);
+
+/// The latest snapshot and how things stand.
+pub(crate) struct Shared {
+    pub(crate) hint: Option<String>,
+    pub(crate) counters: Counters,
+    pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    status: Mutex<Status>,
+}
+
+#[derive(Default)]
+struct Status {
+    problem: Option<IdentityState>,
+    expired: bool,
+    /// When what kind of problem was reported last.
+    reported: Option<(Instant, &'static str)>,
+}
+
+impl Shared {
+    pub(crate) fn new(hint: Option<String>) -> Self {
+        Self {
+            hint,
+            counters: Counters::default(),
+            snapshot: watch::Sender::new(None),
+            status: Mutex::default(),
+        }
+    }
+
+    /// What keeps renewal from working.
+    pub(crate) fn problem(&self) -> Option<IdentityState> {
+        self.status().problem.clone()
+    }
+
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The latest snapshot, whether it has ended or not.
+    pub(crate) fn latest(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.borrow().clone()
+    }
+
+    pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
+        let (wall, now) = (SystemTime::now(), Instant::now());
+        self.latest()
+            .filter(|snapshot| !snapshot.is_over(wall, now))
+    }
+
+    pub(crate) fn state(&self) -> IdentityState {
+        if self.current().is_some() {
+            return IdentityState::Ready;
+        }
+        let status = self.status();
+        if status.expired || self.snapshot.borrow().is_some() {
+            return IdentityState::Expired;
+        }
+        status.problem.clone().unwrap_or(IdentityState::Starting)
+    }
+
+    /// Takes over an SVID and the bundles that came with it. On an error what was there stays.
+    pub(crate) fn accept(
+        &self,
+        svid: &Arc<X509Svid>,
+        bundles: &Arc<X509BundleSet>,
+    ) -> Result<(), String> {
+        self.status().problem = None;
+        if self
+            .current()
+            .is_some_and(|current| current.holds(svid, bundles))
+        {
+            return Ok(());
+        }
+        let generation = self.counters.generations.load(Relaxed) + 1;
+        let snapshot = Snapshot::build(generation, Arc::clone(svid), Arc::clone(bundles))?;
+        let over = snapshot.is_over(SystemTime::now(), Instant::now());
+        self.status().expired = over;
+        if over {
+            // Also the fault of a clock; the next look at the agent may find it set right.
+            return Ok(());
+        }
+        self.counters.generations.store(generation, Relaxed);
+        tracing::info!(
+            spiffe_id = %snapshot.spiffe_id,
+            serial = snapshot.serial,
+            not_after = %rfc3339(snapshot.not_after),
+            generation,
+            "new SVID"
+        );
+        self.snapshot.send_replace(Some(Arc::new(snapshot)));
+        Ok(())
+    }
+
+    /// The agent cannot be asked; what is there stays until it ends.
+    pub(crate) fn renewal_fails(&self, problem: IdentityState) {
+        self.status().problem = Some(problem);
+    }
+
+    /// What is there must not be used any longer.
+    pub(crate) fn withdraw(&self, problem: IdentityState) {
+        {
+            let mut status = self.status();
+            status.problem = Some(problem);
+            status.expired = false;
+        }
+        self.remove_if(|_| true);
+    }
+
+    /// Takes the snapshot away once it has ended, so that followers hear of it.
+    pub(crate) fn expire(&self) {
+        let (wall, now) = (SystemTime::now(), Instant::now());
+        if self.remove_if(|snapshot| snapshot.is_over(wall, now)) {
+            self.status().expired = true;
+        }
+    }
+
+    fn remove_if(&self, condition: impl FnOnce(&Snapshot) -> bool) -> bool {
+        self.snapshot.send_if_modified(|snapshot| {
+            let remove = snapshot.as_deref().is_some_and(condition);
+            if remove {
+                *snapshot = None;
+            }
+            remove
+        })
+    }
+
+    /// What is to be said now, if anything: what is wrong, when it becomes another thing and every
+    /// 15 s while it lasts.
+    pub(crate) fn due_report(&self) -> Option<String> {
+        let state = self.state();
+        let mut status = self.status();
+        let wrong = match (&state, &status.problem) {
+            (IdentityState::Ready | IdentityState::Starting, None) => {
+                status.reported = None;
+                return None;
+            }
+            (IdentityState::Ready, Some(problem)) => problem.clone(),
+            _ => state.clone(),
+        };
+        let silent = status
+            .reported
+            .as_ref()
+            .is_some_and(|(at, kind)| at.elapsed() < REPORT_EVERY && *kind == wrong.as_str());
+        if silent {
+            return None;
+        }
+        status.reported = Some((Instant::now(), wrong.as_str()));
+        let renewal = status.problem.as_ref().filter(|problem| **problem != wrong);
+        Some(match (state, renewal) {
+            (IdentityState::Ready, _) => {
+                format!("SVID renewal fails and the last good SVID is kept: {wrong}")
+            }
+            (_, Some(renewal)) => format!("no SVID: {wrong}; renewal fails: {renewal}"),
+            (_, None) => format!("no SVID: {wrong}"),
+        })
+    }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    OffsetDateTime::from(time)
+        .format(&Rfc3339)
+        .unwrap_or_else(|_| "a time beyond the calendar".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wrong_is_said_once_and_then_every_fifteen_seconds() {
+        let shared = Shared::new(None);
+        assert_eq!(shared.due_report(), None);
+        shared.renewal_fails(IdentityState::NoSocket);
+        let report = shared.due_report();
+        assert!(report.is_some_and(|r| r.starts_with("no SVID: the Workload API socket")));
+        assert_eq!(shared.due_report(), None);
+        shared.withdraw(IdentityState::PermissionDenied);
+        assert!(shared.due_report().is_some_and(|r| r.contains("no entry")));
+        tokio::time::advance(REPORT_EVERY - Duration::from_millis(1)).await;
+        assert_eq!(shared.due_report(), None);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(shared.due_report().is_some());
+        shared.status().expired = true;
+        let report = shared.due_report();
+        assert!(report.is_some_and(|r| r.contains("has expired") && r.contains("no entry")));
+    }
+}
