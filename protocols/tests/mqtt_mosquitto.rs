@@ -292,6 +292,8 @@ async fn renewed_connections_lose_no_command_no_stop_and_no_status() {
         .await;
     assert_eq!(gateway.adapter.stats().commands.reconnects, 0);
     assert_eq!(gateway.adapter.stats().stops.reconnects, 0);
+    let stops = usize::try_from(gateway.adapter.stats().stops.published).unwrap();
+    assert_eq!(stops, missions, "each stop went over its own lane");
     assert!(!gateway.saw_link_down(), "a renewal is no outage");
     println!("{missions} missions over two renewals of each connection");
 }
