@@ -128,7 +128,7 @@ impl pb::mission_service_server::MissionService for Service {
         &self,
         request: Request<pb::WatchMissionsRequest>,
     ) -> Result<Response<Self::WatchMissionsStream>, Status> {
-        self.watch(request).map(Response::new)
+        self.watch(request)
     }
 
     async fn confirm_mission(
