@@ -8,7 +8,7 @@ use portarium_protocols::{
     adapter::{
         Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
     },
-    mission::{ActionType, MissionStatus},
+    mission::MissionStatus,
 };
 use std::{sync::Arc, time::Duration};
 use support::{Gateway, Mosquitto, Robot, command, robot, stop, until};
@@ -285,46 +285,11 @@ async fn renewed_connections_lose_no_command_no_stop_and_no_status() {
     let broker = Mosquitto::start();
     let robot = Arc::new(Robot::start(broker.port, "r1").await);
     let mut gateway = Gateway::with(broker.port, 1_024, Some(Duration::from_secs(7))).await;
-    let answering = Arc::clone(&robot);
-    let robot_side = tokio::spawn(async move {
-        loop {
-            let heard = answering.next_command().await;
-            let mission = heard["payload"]["missionId"].as_str().unwrap().to_owned();
-            if heard["payload"]["actionType"] == ActionType::ExecuteAction.as_str() {
-                answering.report(&mission, "executing").await;
-                answering.report(&mission, "succeeded").await;
-            }
-        }
-    });
-    let mut missions = 0;
-    while gateway.adapter.stats().commands.renewals < 2
-        || gateway.adapter.stats().stops.renewals < 2
-    {
-        let mission = format!("m{missions}");
-        let sent = gateway
-            .adapter
-            .dispatch(command("r1", &mission), MINUTE)
-            .await;
-        assert_eq!(sent, Ok(Handover::Sent));
-        let stopped = gateway
-            .adapter
-            .stop(stop("r1", &format!("s{missions}")))
-            .await;
-        assert_eq!(stopped, Ok(StopAnswer::Requested));
-        for expected in [MissionStatus::Executing, MissionStatus::Succeeded] {
-            loop {
-                let report = gateway.next_report().await;
-                // A new subscription brings the retained ones once more.
-                if report.mission.as_str() == mission && report.status == expected {
-                    break;
-                }
-            }
-        }
-        gateway.adapter.settle(&command("r1", &mission));
-        missions += 1;
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    robot_side.abort();
+    let missions = gateway
+        .carry_missions(&robot, |stats| {
+            stats.commands.renewals >= 2 && stats.stops.renewals >= 2
+        })
+        .await;
     assert_eq!(gateway.adapter.stats().commands.reconnects, 0);
     assert_eq!(gateway.adapter.stats().stops.reconnects, 0);
     assert!(!gateway.saw_link_down(), "a renewal is no outage");

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::broker::{Access, Broker, Limits};
 use bytes::Bytes;
+use portarium_identity::{
+    PeerPolicy, SvidConfig, SvidManager,
+    authority::{Authority, AuthorityConfig, Entry},
+};
 use rumqttc::v5::{
     AsyncClient, ConnectionError, Event, MqttOptions,
     mqttbytes::{
@@ -9,6 +13,7 @@ use rumqttc::v5::{
         v5::{ConnAck, Packet, PubAckReason, Publish, PublishProperties, SubscribeReasonCode},
     },
 };
+use rumqttc::{TlsConfiguration, Transport};
 use std::{collections::VecDeque, time::Duration};
 use tokio::{net::TcpListener, sync::mpsc};
 
@@ -64,7 +69,7 @@ impl Client {
     }
 
     pub(super) async fn next(&mut self) -> Result<Packet, ConnectionError> {
-        let waited = tokio::time::timeout(Duration::from_secs(10), self.packets.recv());
+        let waited = tokio::time::timeout(Duration::from_secs(15), self.packets.recv());
         waited
             .await
             .expect("nothing came")
@@ -138,5 +143,63 @@ impl Client {
     pub(super) async fn vanish(self) {
         self.polling.abort();
         let _ = self.polling.await;
+    }
+}
+
+/// An embedded authority with one SVID for each name.
+pub(super) struct Identities {
+    authority: Authority,
+    folder: tempfile::TempDir,
+}
+
+pub(super) fn id_of(name: &str) -> String {
+    format!("spiffe://dev.test/sa/{name}")
+}
+
+pub(super) fn only(names: &[&str]) -> PeerPolicy {
+    PeerPolicy::new(names.iter().map(|name| id_of(name).parse().unwrap()))
+}
+
+impl Identities {
+    pub(super) async fn start(names: &[&str], svid_ttl: Duration) -> Self {
+        portarium_identity::install_crypto_provider();
+        let folder = tempfile::tempdir().unwrap();
+        let entry = |name: &&str| Entry {
+            spiffe_id: id_of(name),
+            hint: (*name).to_owned(),
+            dns_names: vec!["localhost".into()],
+        };
+        let config = AuthorityConfig {
+            trust_domain: "dev.test".into(),
+            socket: folder.path().join("agent.sock"),
+            svid_ttl,
+            entries: names.iter().map(entry).collect(),
+        };
+        let authority = Authority::start(config).await.unwrap();
+        Self { authority, folder }
+    }
+
+    pub(super) async fn manager(&self, name: &str) -> SvidManager {
+        let socket = self.folder.path().join("agent.sock");
+        let config = SvidConfig {
+            endpoint_socket: Some(format!("unix://{}", socket.display())),
+            hint: Some(name.into()),
+        };
+        let manager = SvidManager::start(config).unwrap();
+        manager.ready().await;
+        manager
+    }
+
+    pub(super) fn rotate(&self) {
+        self.authority.rotate();
+    }
+
+    /// Options of a client that shows its identity.
+    pub(super) async fn options(&self, broker: &Broker, name: &str, id: &str) -> MqttOptions {
+        let tls = self.manager(name).await.client_tls(only(&["broker"]), &[]);
+        let (config, _) = tls.config().unwrap();
+        let mut options = options(broker, id);
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(config)));
+        options
     }
 }

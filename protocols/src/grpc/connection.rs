@@ -123,6 +123,10 @@ impl Keeper {
                     Ok(next) => {
                         due = next.lease.renew.max(Instant::now() + RENEW_MIN);
                         self.up(&next);
+                        // A recheck during the handshake has not seen this connection.
+                        if let Some(tls) = &self.tls {
+                            next.channel.recheck(tls);
+                        }
                         live = Some((next, Instant::now()));
                     }
                     Err(error) => {

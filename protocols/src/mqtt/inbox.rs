@@ -89,6 +89,10 @@ impl Inbox {
         };
         // An empty message says that a retained one was cleared.
         if publish.payload.is_empty() {
+            if let Heard::Presence { tenant, robot } = heard {
+                // Then it counts as one that never said anything: reachable as far as is known.
+                self.router.presence(tenant, robot, true, true);
+            }
             return Ok(None);
         }
         let (robot, mission) = match heard {
@@ -189,8 +193,13 @@ impl Inbox {
             .is_none_or(|last| now - last >= COMPLAIN_EVERY)
         {
             self.complained = Some(now);
-            let topic = String::from_utf8_lossy(topic);
-            warn!(%topic, %error, "a message of a robot is not understood and was dropped");
+            // Escaped and cut: robots choose it.
+            let topic: String = String::from_utf8_lossy(topic).chars().take(300).collect();
+            warn!(
+                ?topic,
+                %error,
+                "a message of a robot is not understood and was dropped"
+            );
         }
     }
 }

@@ -126,3 +126,18 @@ fn a_refused_subscription_makes_its_tenant_unreachable_until_it_is_granted() {
         "presence alone can be done without"
     );
 }
+
+#[test]
+fn a_cleared_presence_counts_as_one_that_was_never_published() {
+    let (mut inbox, _engine) = inbox(true, 1);
+    let router = Arc::clone(&inbox.router);
+    router.broker_up();
+    let robot: RobotId = "r".parse().unwrap();
+    let mut presence = message("portarium/t/robots/r/presence", 1, "");
+    presence.payload = r#"{"schemaVersion":1,"payload":{"state":"offline"}}"#.into();
+    assert_eq!(inbox.accept(&presence), Acknowledge::Now);
+    assert!(router.obstacle(&robot).is_some());
+    presence.payload = bytes::Bytes::new();
+    assert_eq!(inbox.accept(&presence), Acknowledge::Now);
+    assert!(router.obstacle(&robot).is_none());
+}

@@ -17,6 +17,7 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
@@ -186,7 +187,7 @@ async fn first_delivered(
     at_once: oneshot::Receiver<Outcome>,
     behind: oneshot::Receiver<Outcome>,
 ) -> Result<(), String> {
-    let (mut at_once, mut behind) = (Box::pin(outcome(at_once)), Box::pin(outcome(behind)));
+    let (mut at_once, mut behind) = (pin!(outcome(at_once)), pin!(outcome(behind)));
     let (first, rest) = tokio::select! {
         first = &mut at_once => (first, behind),
         first = &mut behind => (first, at_once),

@@ -33,6 +33,11 @@
 //! new TLS handshake and a pause for outstanding PUBACKs; *stops* under an alternate client id,
 //! new before old. Never both at once.
 //!
+//! # Cancels
+//! They go to the contract's topic, `portarium/{tenant}/missions/{mission}/cancel`, and to no other:
+//! a robot may read `portarium/{tenant}/missions/+/cancel` and passes over what is not its own. A
+//! broker's ACL needs no more than that to keep robots from cancelling each other's missions.
+//!
 //! # Retained statuses
 //! A status stays at the broker until its mission has ended durably; then it is cleared, at low
 //! priority. If that is lost (no connection, full queue, crash), the status comes again with the

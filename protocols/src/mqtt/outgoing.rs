@@ -184,6 +184,8 @@ mod tests {
         for (left, told) in [(1, 1), (1_000, 1), (1_001, 2), (60_000, 60)] {
             let (message, now) = with_expiry(Duration::from_millis(left));
             assert_eq!(expiry(&message, now), Ok(Some(told)), "{left} ms");
+            let properties = publish(&message, Some(told)).properties.unwrap();
+            assert_eq!(properties.message_expiry_interval, Some(told));
         }
     }
 

@@ -3,9 +3,9 @@
 #![allow(unreachable_pub, dead_code)]
 
 use portarium_protocols::{
-    adapter::{Report, Update},
-    mission::{ActionType, Command, CompletionMode},
-    mqtt::{Broker, MqttAdapter, MqttConfig, MqttRobot},
+    adapter::{Adapter, Handover, Report, StopAnswer, Update},
+    mission::{ActionType, Command, CompletionMode, MissionStatus},
+    mqtt::{Broker, MqttAdapter, MqttConfig, MqttRobot, MqttStats},
 };
 use rumqttc::v5::{
     AsyncClient, Event, Incoming, MqttOptions,
@@ -135,7 +135,17 @@ impl Robot {
     }
 
     pub async fn start_in(port: u16, tenant: &str, id: &str) -> Self {
+        Self::with_transport(port, tenant, id, rumqttc::Transport::tcp()).await
+    }
+
+    pub async fn with_transport(
+        port: u16,
+        tenant: &str,
+        id: &str,
+        transport: rumqttc::Transport,
+    ) -> Self {
         let mut options = MqttOptions::new(id, "127.0.0.1", port);
+        options.set_transport(transport);
         let offline = presence("offline");
         let topic = format!("portarium/{tenant}/robots/{id}/presence");
         options.set_last_will(LastWill::new(topic, offline, QoS::AtLeastOnce, true, None));
@@ -143,10 +153,10 @@ impl Robot {
         network.set_tcp_nodelay(true);
         options.set_network_options(network);
         options.set_keep_alive(Duration::from_secs(5));
-        Self::with(options, tenant, id).await
+        Self::with_options(options, tenant, id).await
     }
 
-    pub async fn with(options: MqttOptions, tenant: &str, id: &str) -> Self {
+    async fn with_options(options: MqttOptions, tenant: &str, id: &str) -> Self {
         let (client, mut events) = AsyncClient::new(options, 10_000);
         let (command, commands) = mpsc::unbounded_channel();
         let (cancel, cancels) = mpsc::unbounded_channel();
@@ -260,6 +270,18 @@ impl Robot {
             .unwrap();
     }
 
+    /// Carries out every mission at once, and no stop.
+    async fn obey(self: Arc<Self>) {
+        loop {
+            let heard = self.next_command().await;
+            let mission = heard["payload"]["missionId"].as_str().unwrap().to_owned();
+            if heard["payload"]["actionType"] == ActionType::ExecuteAction.as_str() {
+                self.report(&mission, "executing").await;
+                self.report(&mission, "succeeded").await;
+            }
+        }
+    }
+
     /// Ends the connection without taking leave, so that the last will speaks.
     pub fn die(&self) {
         self.task.abort();
@@ -308,17 +330,62 @@ impl Gateway {
     }
 
     pub async fn from(config: MqttConfig, updates: usize) -> Self {
-        let (sender, updates) = mpsc::channel(updates);
-        let adapter = MqttAdapter::start(config, sender).unwrap();
+        let gateway = Self::launch(config, updates);
         until("both connections", async || {
-            let stats = adapter.stats();
+            let stats = gateway.adapter.stats();
             stats.commands.connected && stats.stops.connected
         })
         .await;
+        gateway
+    }
+
+    /// Without waiting for the broker.
+    pub fn launch(config: MqttConfig, updates: usize) -> Self {
+        let (sender, updates) = mpsc::channel(updates);
+        let adapter = MqttAdapter::start(config, sender).unwrap();
         Self {
             adapter,
             updates,
             link_down: false,
+        }
+    }
+
+    /// One mission and one stop after the other, each to its end, until that is enough. Fails
+    /// if a command, a stop or a status is lost. Returns how many there were.
+    pub async fn carry_missions(
+        &mut self,
+        robot: &Arc<Robot>,
+        enough: impl Fn(&MqttStats) -> bool,
+    ) -> usize {
+        let answering = tokio::spawn(Arc::clone(robot).obey());
+        let mut missions = 0;
+        while !enough(&self.adapter.stats()) {
+            let mission = format!("m{missions}");
+            let sent = self
+                .adapter
+                .dispatch(command("r1", &mission), PATIENCE)
+                .await;
+            assert_eq!(sent, Ok(Handover::Sent));
+            let stopped = self.adapter.stop(stop("r1", &format!("s{missions}"))).await;
+            assert_eq!(stopped, Ok(StopAnswer::Requested));
+            for expected in [MissionStatus::Executing, MissionStatus::Succeeded] {
+                self.until_report(&mission, expected).await;
+            }
+            self.adapter.settle(&command("r1", &mission));
+            missions += 1;
+            sleep(Duration::from_millis(2)).await;
+        }
+        answering.abort();
+        missions
+    }
+
+    /// A new subscription brings retained statuses once more; they are passed over.
+    async fn until_report(&mut self, mission: &str, status: MissionStatus) {
+        loop {
+            let report = self.next_report().await;
+            if report.mission.as_str() == mission && report.status == status {
+                return;
+            }
         }
     }
 

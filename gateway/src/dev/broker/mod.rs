@@ -10,6 +10,8 @@ mod router;
 mod session;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 mod topic;
 mod wire;
 

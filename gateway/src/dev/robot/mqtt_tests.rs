@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
 use crate::dev::{
-    broker::{Access, Broker, Limits},
+    broker::{Access, AclRule, Broker, Limits},
     robot::{Behaviour, LogEvent},
-    testing::{Client, broker, options},
+    testing::{Client, Identities, broker, id_of, only, options},
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -273,4 +273,55 @@ async fn nonsense_on_a_robots_topics_is_ignored() {
         .await;
     while control.next("m/status").await != "succeeded" {}
     assert_eq!(running.robots()[0].log().entries().len(), 2);
+}
+
+#[tokio::test]
+async fn a_robot_renews_its_connection_before_its_certificates_end_and_is_never_offline() {
+    let identities =
+        Identities::start(&["broker", "robot", "gateway"], Duration::from_secs(10)).await;
+    let rule = |name: &str| AclRule {
+        who: id_of(name).parse().unwrap(),
+        publish: vec!["portarium/#".into()],
+        subscribe: vec!["portarium/#".into()],
+    };
+    let access = Access::Identities {
+        tls: identities
+            .manager("broker")
+            .await
+            .server_tls(only(&["robot", "gateway"]), &[]),
+        rules: vec![rule("robot"), rule("gateway")],
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = Broker::start(listener, access, Limits::default()).unwrap();
+    let manager = identities.manager("robot").await;
+    let config = MqttRobotConfig {
+        tls: Some(manager.client_tls(only(&["broker"]), &[])),
+        client_id: "dev.test:sa:robot".into(),
+        will_delay: Duration::from_secs(2),
+        ..config(&broker)
+    };
+    let _running = started(config, 1).await;
+    let first = manager.current().unwrap().not_after;
+    let options = identities
+        .options(&broker, "gateway", "dev.test:sa:gateway")
+        .await;
+    let mut control = Control(Client::connect(options).await.0);
+    control.0.subscribe("portarium/t/robots/+/presence").await;
+    assert_eq!(control.next("r0/presence").await, "online");
+    // The next connection says so again; a loss would say offline.
+    assert_eq!(control.next("r0/presence").await, "online");
+    assert!(SystemTime::now() < first);
+    // And what is sent now gets through.
+    let options = identities
+        .options(&broker, "gateway", "dev.test:sa:gateway~2")
+        .await;
+    let mut control = Control(Client::connect(options).await.0);
+    control.0.subscribe("portarium/t/missions/+/status").await;
+    assert_eq!(
+        control
+            .dispatch("r0", "m", "robot:execute_action", "0")
+            .await,
+        PubAckReason::Success
+    );
+    while control.next("m/status").await != "succeeded" {}
 }

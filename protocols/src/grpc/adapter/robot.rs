@@ -143,7 +143,8 @@ impl RobotLink {
         ask(&self.shared.robot, &command.mission_id, channel).await
     }
 
-    /// Sends on the stop lane. In a task of its own: where the other of the two is answered first,
+    /// Sends on the stop lane, or beside whatever is on the command connection while the lane is
+    /// down. In a task of its own: where the other of the two is answered first,
     /// this one must not be broken off at the robot.
     fn at_once<T, F>(
         &self,
@@ -154,7 +155,8 @@ impl RobotLink {
         F: Future<Output = Result<T, SignalError>> + Send + 'static,
     {
         let permit = self.signals.clone().try_acquire_owned();
-        let sending = self.stop_lane.channel().map(send);
+        let lane = self.stop_lane.channel();
+        let sending = lane.or_else(|_| self.shared.command.channel()).map(send);
         let task = match (permit, sending) {
             (Ok(permit), Ok(sending)) => Ok(tokio::spawn(async move {
                 let _permit = permit;
