@@ -10,7 +10,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use portarium_identity::{ServerTls, SvidManager};
 use portarium_protocols::grpc::Connections;
-use std::{sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 /// What a reload changes.
 pub(super) struct Reloader {
@@ -31,26 +31,26 @@ impl Reloader {
         };
         loop {
             reload.wanted.notified().await;
-            let result = Config::reload_from(&reload.file, &self.config);
-            self.audit
-                .reloaded(SystemTime::now(), result.as_ref().map(|_| ()));
-            match result {
-                Err(error) => tracing::error!("{error}; the old robots and policy stay in force"),
-                Ok(next) => match self.take(next) {
-                    Ok(()) => tracing::info!(
-                        robots = self.config.reloadable.robots.len(),
-                        rules = self.config.reloadable.policy.rules(),
-                        "robots and policy reloaded"
-                    ),
-                    Err(error) => {
-                        tracing::error!(
-                            "{}: {error:#}; the old robots and policy stay in force",
-                            reload.file.display()
-                        );
-                    }
-                },
+            let refused = self.reload(&reload.file).err();
+            self.audit.reloaded(SystemTime::now(), refused.as_deref());
+            match refused {
+                Some(reason) => {
+                    tracing::error!("{reason}; the old robots and policy stay in force");
+                }
+                None => tracing::info!(
+                    robots = self.config.reloadable.robots.len(),
+                    rules = self.config.reloadable.policy.rules(),
+                    "robots and policy reloaded"
+                ),
             }
         }
+    }
+
+    /// The reason why nothing was taken over, in case.
+    fn reload(&mut self, file: &Path) -> Result<(), String> {
+        let next = Config::reload_from(file, &self.config).map_err(|error| error.to_string())?;
+        self.take(next)
+            .map_err(|error| format!("{}: {error:#}", file.display()))
     }
 
     fn take(&mut self, next: Reloadable) -> anyhow::Result<()> {
