@@ -242,27 +242,6 @@ async fn a_peer_that_a_new_policy_does_not_admit_is_cut() {
 }
 
 #[tokio::test]
-async fn peers_are_cut_by_name() {
-    let world = World::new(Duration::from_secs(60)).await;
-    let served = world.serve(Robot::new(true), GATEWAY).await;
-    let tls = world.gateway.client_tls(only(ROBOT), ALPN);
-    let channel = connect(&served.target, Some(&tls)).await.unwrap();
-    assert_eq!(
-        served
-            .connections
-            .close_where(|peer| peer.spiffe_id.to_string() == ROBOT),
-        0
-    );
-    assert_eq!(
-        served
-            .connections
-            .close_where(|peer| peer.spiffe_id.to_string() == GATEWAY),
-        1
-    );
-    until("the client sees it", || channel.is_closed()).await;
-}
-
-#[tokio::test]
 async fn silent_connections_do_not_keep_others_from_their_handshakes() {
     let world = World::new(Duration::from_secs(60)).await;
     let tls = world.robot.server_tls(only(GATEWAY), ALPN);

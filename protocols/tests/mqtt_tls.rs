@@ -180,6 +180,8 @@ async fn svids_of_ten_seconds_rotate_under_missions_and_cost_none() {
     assert_eq!((after.commands.reconnects, after.stops.reconnects), (0, 0));
     assert!(after.commands.generation > before.commands.generation);
     assert!(after.stops.generation > before.stops.generation);
+    let stops = usize::try_from(after.stops.published).unwrap();
+    assert_eq!(stops, missions, "each stop went over its own lane");
     assert!(!gateway.saw_link_down(), "a rotation is no outage");
     gateway.adapter.shutdown().await;
 }

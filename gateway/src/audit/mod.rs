@@ -21,7 +21,6 @@ mod writer;
 
 pub use entry::{Decision, Entry};
 
-use crate::config::ConfigError;
 use entry::{Line, Stamp};
 use portarium_identity::SpiffeId;
 use std::{
@@ -171,18 +170,16 @@ impl Audit {
         });
     }
 
-    /// Writes down that the configuration was read again.
-    pub fn reloaded(&self, now: SystemTime, result: Result<(), &ConfigError>) {
-        let reason = result.err().map(ConfigError::to_string).unwrap_or_default();
-        let decision = if result.is_ok() {
-            Decision::Allowed
-        } else {
-            Decision::Refused
+    /// Writes down that the configuration was read again, and why it was refused, in case.
+    pub fn reloaded(&self, now: SystemTime, refused: Option<&str>) {
+        let decision = match refused {
+            None => Decision::Allowed,
+            Some(_) => Decision::Refused,
         };
         self.record(
             now,
             &Entry {
-                reason: &reason,
+                reason: refused.unwrap_or_default(),
                 ..Entry::new(decision, "reload")
             },
         );

@@ -7,7 +7,7 @@ use portarium_identity::{
     ClientTls, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
 };
 use portarium_protocols::grpc::{
-    ALPN, Channel, ChannelError, Connection, Target, connect,
+    ALPN, Channel, ChannelError, Connection, GrpcError, Target, connect,
     pb::mission_service_client::MissionServiceClient,
 };
 use std::{env, net::IpAddr, sync::Arc, time::Duration};
@@ -96,23 +96,32 @@ impl ClientArgs {
     /// Connects once, for a few calls.
     pub(super) async fn connect(&self) -> anyhow::Result<Missions> {
         let tls = self.tls().await?;
-        let channel = connect(&self.server, tls.as_ref().map(|(tls, _)| tls));
-        let channel = channel.await.with_context(|| self.failed(tls.as_ref()))?;
-        Ok(MissionServiceClient::new(channel))
+        Ok(MissionServiceClient::new(self.reach(tls.as_ref()).await?))
     }
 
     /// A connection that is kept up, once it stood for the first time.
     pub(super) async fn keep_connected(&self) -> anyhow::Result<Connection> {
         let tls = self.tls().await?;
-        // The first attempt tells more precisely what is wrong than a connection that goes on
-        // trying does.
-        let first = connect(&self.server, tls.as_ref().map(|(tls, _)| tls));
-        first.await.with_context(|| self.failed(tls.as_ref()))?;
-        Ok(Connection::start(
-            self.server.clone(),
-            tls.map(|(tls, _)| tls),
-            "gateway",
-        ))
+        // One attempt tells more precisely what is wrong than a connection that goes on trying.
+        self.reach(tls.as_ref()).await?;
+        let tls = tls.map(|(tls, _)| tls);
+        Ok(Connection::start(self.server.clone(), tls, "gateway"))
+    }
+
+    async fn reach(&self, tls: Option<&(ClientTls, Arc<Snapshot>)>) -> anyhow::Result<Channel> {
+        let channel = connect(&self.server, tls.map(|(tls, _)| tls)).await;
+        let as_whom = || match tls {
+            Some((_, svid)) => format!("{} as {}", self.server, svid.spiffe_id),
+            None => format!("{} in plaintext", self.server),
+        };
+        match channel {
+            // With TLS 1.3 this is how a server turns a client away.
+            Err(error @ GrpcError::Refused(_)) if tls.is_some() => Err(anyhow!(
+                "{error}; check that a policy rule of the gateway names this ID"
+            )
+            .context(as_whom())),
+            other => other.with_context(as_whom),
+        }
     }
 
     async fn tls(&self) -> anyhow::Result<Option<(ClientTls, Arc<Snapshot>)>> {
@@ -137,13 +146,6 @@ impl ClientArgs {
             "--plaintext is for a gateway on this machine, and {host} is not; name it with --server-id"
         ))
         .into())
-    }
-
-    fn failed(&self, tls: Option<&(ClientTls, Arc<Snapshot>)>) -> String {
-        match tls {
-            Some((_, svid)) => format!("{} as {}", self.server, svid.spiffe_id),
-            None => format!("{} in plaintext", self.server),
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod client;
 mod mission;
+mod mission_told;
 mod output;
 mod robot;
 mod serve;

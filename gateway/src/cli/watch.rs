@@ -7,6 +7,7 @@ use super::{
 };
 use anyhow::anyhow;
 use clap::Args;
+use crate::north::POSITION;
 use portarium_protocols::{
     grpc::{
         Connection,
@@ -21,9 +22,6 @@ use tonic::{Code, Response, Status};
 
 /// The pause before a stream that ended is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
-
-/// The response header in which a gateway tells the position that a watch begins behind.
-const POSITION: &str = "portarium-position";
 
 #[derive(Debug, Args)]
 pub(super) struct WatchArgs {
@@ -204,7 +202,11 @@ pub(super) fn told(update: &MissionUpdate, json: bool) -> String {
     );
     for (is, words) in [
         (update.outcome_unknown, "outcome unknown"),
-        (update.cancel_requested, "cancel requested"),
+        (
+            // The detail mostly says it too, and by whom.
+            update.cancel_requested && !update.detail.starts_with("cancel requested"),
+            "cancel requested",
+        ),
         (update.awaiting_confirmation, "awaits confirmation"),
     ] {
         if is {

@@ -6,6 +6,8 @@
 //! this file shows every key.
 
 mod error;
+#[cfg(test)]
+mod mistakes;
 mod parse;
 mod peers;
 mod raw;

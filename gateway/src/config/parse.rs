@@ -157,13 +157,9 @@ fn identity(
     let key = "identity.endpoint_socket";
     let endpoint_socket = raw.endpoint_socket.map(|raw::Text(text)| text);
     match &endpoint_socket {
-        Some(socket)
-            if !socket
-                .strip_prefix("unix:")
-                .is_some_and(|path| path.starts_with('/')) =>
-        {
+        Some(socket) if !is_plain_socket(socket) => {
             let problem = format!(
-                "{socket:?} is no socket; write it like \"unix:///run/spire/sockets/agent.sock\""
+                "{socket:?} is no socket, plainly written; write it like \"unix:///run/spire/sockets/agent.sock\""
             );
             return Err(source.error(key, problem));
         }
@@ -186,6 +182,18 @@ fn identity(
         endpoint_socket,
         hint,
     })
+}
+
+/// What the Workload API client takes: it would decode and normalise anything else in the path,
+/// and look for another file than the one named.
+fn is_plain_socket(socket: &str) -> bool {
+    let Some(path) = socket.strip_prefix("unix:") else {
+        return false;
+    };
+    let path = path.strip_prefix("//").unwrap_or(path);
+    let plain = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '%' | '?' | '#');
+    let dots = |part: &str| part == "." || part == "..";
+    path.starts_with('/') && path.chars().all(plain) && !path.split('/').any(dots)
 }
 
 fn journal(source: &Source, raw: raw::RawJournal) -> Result<JournalConfig, ConfigError> {

@@ -12,6 +12,7 @@ mod robots;
 mod watch;
 
 pub use gate::Gate;
+pub use watch::POSITION;
 
 use crate::{audit::Audit, config::Development, engine::Engine, policy::Policy};
 use arc_swap::ArcSwap;
@@ -128,7 +129,7 @@ impl pb::mission_service_server::MissionService for Service {
         &self,
         request: Request<pb::WatchMissionsRequest>,
     ) -> Result<Response<Self::WatchMissionsStream>, Status> {
-        self.watch(request).map(Response::new)
+        self.watch(request)
     }
 
     async fn confirm_mission(

@@ -11,11 +11,15 @@ use portarium_protocols::{grpc::pb, ids::FleetId};
 use std::{collections::VecDeque, pin::Pin};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 /// Rows read at a time; nothing is read before the caller took what was read last, so a watcher
 /// that does not read costs this much and no more.
 const PAGE: usize = 256;
+
+/// The response header that says where the watch begins: a caller that is cut off before its
+/// first update resumes from there.
+pub const POSITION: &str = "portarium-position";
 
 pub(super) type Updates = Pin<Box<dyn Stream<Item = Result<pb::MissionUpdate, Status>> + Send>>;
 
@@ -39,7 +43,7 @@ impl Service {
     pub(super) fn watch(
         &self,
         request: Request<pb::WatchMissionsRequest>,
-    ) -> Result<Updates, Status> {
+    ) -> Result<Response<Updates>, Status> {
         let principal = self.gate.enter(&request, Method::WatchMissions)?;
         let wanted = request.into_inner();
         let place = self.watches.clone().try_acquire_owned().map_err(|_| {
@@ -55,15 +59,16 @@ impl Service {
                 wanted.after_position
             )));
         }
+        let after = if wanted.from_now {
+            newest
+        } else {
+            wanted.after_position
+        };
         let watcher = Watcher {
             engine: self.engine.clone(),
             gate: self.gate.clone(),
             principal,
-            after: if wanted.from_now {
-                newest
-            } else {
-                wanted.after_position
-            },
+            after,
             wanted,
             mission: None,
             head,
@@ -72,7 +77,9 @@ impl Service {
             over: false,
             _place: place,
         };
-        Ok(stream::unfold(watcher, Watcher::next).boxed())
+        let mut response = Response::new(stream::unfold(watcher, Watcher::next).boxed() as Updates);
+        response.metadata_mut().insert(POSITION, MetadataValue::from(after));
+        Ok(response)
     }
 }
 

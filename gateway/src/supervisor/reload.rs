@@ -8,9 +8,9 @@ use crate::{
     policy::Policy,
 };
 use arc_swap::ArcSwap;
-use portarium_identity::ServerTls;
+use portarium_identity::{ServerTls, SvidManager};
 use portarium_protocols::grpc::Connections;
-use std::{sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 /// What a reload changes.
 pub(super) struct Reloader {
@@ -31,26 +31,26 @@ impl Reloader {
         };
         loop {
             reload.wanted.notified().await;
-            let result = Config::reload_from(&reload.file, &self.config);
-            self.audit
-                .reloaded(SystemTime::now(), result.as_ref().map(|_| ()));
-            match result {
-                Err(error) => tracing::error!("{error}; the old robots and policy stay in force"),
-                Ok(next) => match self.take(next) {
-                    Ok(()) => tracing::info!(
-                        robots = self.config.reloadable.robots.len(),
-                        rules = self.config.reloadable.policy.rules(),
-                        "robots and policy reloaded"
-                    ),
-                    Err(error) => {
-                        tracing::error!(
-                            "{}: {error:#}; the old robots and policy stay in force",
-                            reload.file.display()
-                        );
-                    }
-                },
+            let refused = self.reload(&reload.file).err();
+            self.audit.reloaded(SystemTime::now(), refused.as_deref());
+            match refused {
+                Some(reason) => {
+                    tracing::error!("{reason}; the old robots and policy stay in force");
+                }
+                None => tracing::info!(
+                    robots = self.config.reloadable.robots.len(),
+                    rules = self.config.reloadable.policy.rules(),
+                    "robots and policy reloaded"
+                ),
             }
         }
+    }
+
+    /// The reason why nothing was taken over, in case.
+    fn reload(&mut self, file: &Path) -> Result<(), String> {
+        let next = Config::reload_from(file, &self.config).map_err(|error| error.to_string())?;
+        self.take(next)
+            .map_err(|error| format!("{}: {error:#}", file.display()))
     }
 
     fn take(&mut self, next: Reloadable) -> anyhow::Result<()> {
@@ -68,9 +68,7 @@ impl Reloader {
         self.policy.store(Arc::new(next.policy.clone()));
         if let Some(tls) = &self.tls {
             tls.replace_policy(next.policy.peer_policy());
-            let cut = self
-                .connections
-                .close_where(|peer| !next.policy.admits(&peer.spiffe_id));
+            let cut = self.connections.recheck(tls);
             if cut > 0 {
                 tracing::info!(
                     cut,
@@ -80,5 +78,25 @@ impl Reloader {
         }
         self.config.reloadable = next;
         Ok(())
+    }
+}
+
+/// Cuts callers that no longer verify, whenever the SVID or the bundles change: after an
+/// authority was revoked, a bundle removed, or our own entry deleted.
+pub(super) async fn recheck_callers(
+    identity: SvidManager,
+    tls: ServerTls,
+    connections: Arc<Connections>,
+) {
+    let mut snapshots = identity.snapshots();
+    while snapshots.changed().await.is_ok() {
+        let (tls, connections) = (tls.clone(), connections.clone());
+        // A signature or two for each connection: not on a thread that serves.
+        let checked = tokio::task::spawn_blocking(move || connections.recheck(&tls)).await;
+        match checked {
+            Ok(0) => {}
+            Ok(cut) => tracing::warn!(cut, "connections of callers that no longer verify are cut"),
+            Err(error) => tracing::error!(%error, "callers could not be checked again"),
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     adapters::Adapters,
     observe::{self, ToMetrics},
     readiness,
-    reload::Reloader,
+    reload::{Reloader, recheck_callers},
 };
 use crate::{
     admin,
@@ -154,6 +154,10 @@ impl Gateway {
         ));
         let follow = readiness::adapters(adapters.clone(), engine.clone(), readiness.clone());
         tasks.run("readiness", follow);
+        if let Some((manager, tls)) = identity.as_ref().zip(tls.as_ref()) {
+            let recheck = recheck_callers(manager.clone(), tls.clone(), connections.clone());
+            tasks.run("recheck", recheck);
+        }
         let reloader = Reloader {
             config,
             adapters: adapters.clone(),

@@ -348,6 +348,10 @@ async fn who_is_not_admitted_is_told_as_whom_it_came() {
     let (exit, _, err) = ended(command).await;
     assert_eq!(exit, 1);
     assert!(
+        err.contains("check that a policy rule of the gateway names this ID"),
+        "{err}"
+    );
+    assert!(
         err.contains("as spiffe://portarium.robotics/ns/portarium/sa/stranger/dev"),
         "{err}"
     );

@@ -177,3 +177,14 @@ async fn a_dispatch_that_is_followed_ends_as_its_mission_does() {
         assert_eq!(watched.last().unwrap().after_position, 1);
     }
 }
+
+#[tokio::test]
+async fn the_watch_of_one_mission_ends_with_it() {
+    let world = World::new().await;
+    script(
+        &world,
+        [(vec![update(1, "Pending"), update(5, "Failed")], None)],
+    );
+    let (exit, out, err) = world.says("mission watch m-1").await;
+    assert_eq!((exit, out.lines().count(), err.as_str()), (0, 2, ""));
+}

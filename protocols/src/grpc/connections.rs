@@ -105,28 +105,12 @@ impl Connections {
         }
     }
 
-    /// Cuts the connections of all peers that `unwanted` names, with whatever is on them: a deny
-    /// list. Returns how many. Connections without TLS have no peer and stay.
-    pub fn close_where(&self, unwanted: impl Fn(&Peer) -> bool) -> usize {
-        self.cut_where(|authenticated| unwanted(&authenticated.peer))
-    }
-
     /// Cuts the connections of all peers that would not be accepted now, with whatever is on
     /// them: after a change of policy, a bundle that was removed, an authority that was revoked,
     /// or the end of our own identity. Returns how many. Verifies a signature or two for each
     /// connection, about 0.1 ms.
     pub fn recheck(&self, tls: &ServerTls) -> usize {
         self.rechecks.fetch_add(1, Ordering::AcqRel);
-        self.cut_where(|authenticated| tls.recheck(&authenticated.chain).is_err())
-    }
-
-    /// How often [`recheck`](Self::recheck) was called: whose handshake was under way meanwhile
-    /// has to check again.
-    pub(super) fn rechecks(&self) -> u64 {
-        self.rechecks.load(Ordering::Acquire)
-    }
-
-    fn cut_where(&self, unwanted: impl Fn(&Authenticated) -> bool) -> usize {
         let open = self.open();
         let with_peer = open
             .values()
@@ -136,8 +120,14 @@ impl Connections {
         drop(open);
         let unwanted = with_peer
             .iter()
-            .filter(|(authenticated, _)| unwanted(authenticated));
+            .filter(|(authenticated, _)| tls.recheck(&authenticated.chain).is_err());
         unwanted.map(|(_, cut)| cut.cut()).count()
+    }
+
+    /// How often [`recheck`](Self::recheck) was called: whose handshake was under way meanwhile
+    /// has to check again.
+    pub(super) fn rechecks(&self) -> u64 {
+        self.rechecks.load(Ordering::Acquire)
     }
 
     /// Asks all connections to finish.
