@@ -5,7 +5,9 @@
 //! wills, sessions that outlive connections, message expiry. All in memory: a restarted broker has
 //! forgotten everything.
 
+mod admission;
 mod connection;
+mod conversation;
 mod router;
 mod session;
 #[cfg(test)]

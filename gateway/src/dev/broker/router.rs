@@ -42,6 +42,13 @@ pub(super) struct Attach<'a> {
     pub(super) will: Option<Will>,
 }
 
+/// How a client leaves.
+pub(super) struct Parting {
+    pub(super) says_will: bool,
+    /// How long the session is to outlive the connection, if the client changed its mind.
+    pub(super) expiry: Option<Duration>,
+}
+
 /// A connection's hold on its session.
 pub(super) struct Attached {
     pub(super) session: Arc<Session>,
@@ -121,12 +128,12 @@ impl Router {
         })
     }
 
-    /// A connection has ended; `says_will` unless the client took its leave.
+    /// A connection has ended. Without effect where another has taken the session over.
     pub(super) fn detach(
         &mut self,
         session: &Arc<Session>,
         number: u64,
-        says_will: bool,
+        parting: Parting,
         now: Instant,
     ) {
         let mut state = session.state();
@@ -134,9 +141,10 @@ impl Router {
             return;
         }
         state.link = None;
+        state.expiry = parting.expiry.unwrap_or(state.expiry);
         state.ends = Some(now + state.expiry);
         let ended = state.expiry.is_zero();
-        let mut will = state.will.take().filter(|_| says_will);
+        let mut will = state.will.take().filter(|_| parting.says_will);
         let delayed = |w: &mut Will| !ended && !w.delay.is_zero();
         if let Some(mut later) = will.take_if(delayed) {
             later.due = Some(now + later.delay);

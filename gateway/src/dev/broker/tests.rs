@@ -346,6 +346,22 @@ async fn more_sessions_than_allowed_are_refused_and_a_known_one_is_not() {
 }
 
 #[tokio::test]
+async fn one_connection_more_than_allowed_is_closed_until_another_ends() {
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let broker = broker(limits).await;
+    let (first, _) = Client::connect(options(&broker, "a")).await;
+    let (_client, mut events) = AsyncClient::new(options(&broker, "b"), 10);
+    assert!(events.poll().await.is_err());
+    first.vanish().await;
+    while events.poll().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_session_is_forgotten_when_its_time_is_over() {
     let limits = Limits {
         session_expiry: Duration::from_secs(1),
