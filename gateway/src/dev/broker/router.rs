@@ -64,6 +64,7 @@ pub(super) struct Router {
     tree: Tree<Subscription>,
     sessions: HashMap<Box<str>, Arc<Session>>,
     retained: HashMap<Box<str>, Arc<Message>>,
+    retained_bytes: usize,
     connections: u64,
 }
 
@@ -74,6 +75,7 @@ impl Router {
             tree: Tree::default(),
             sessions: HashMap::new(),
             retained: HashMap::new(),
+            retained_bytes: 0,
             connections: 0,
         }
     }
@@ -176,7 +178,12 @@ impl Router {
                 self.forget(&session);
             }
         }
-        self.retained.retain(|_, message| !message.expired(now));
+        let bytes = &mut self.retained_bytes;
+        self.retained.retain(|_, message| {
+            let kept = !message.expired(now);
+            *bytes -= if kept { 0 } else { message.bytes() };
+            kept
+        });
     }
 
     fn publish_will(&mut self, session: &Session, will: Option<Will>, now: Instant) {
@@ -226,19 +233,20 @@ impl Router {
 
     fn retain(&mut self, message: &Arc<Message>) -> bool {
         let name = message.name();
+        if let Some(older) = self.retained.remove(name) {
+            self.retained_bytes -= older.bytes();
+        }
         if message.clears() {
-            self.retained.remove(name);
-        } else if let Some(kept) = self.retained.get_mut(name) {
-            *kept = Arc::clone(message);
-        } else if self.retained.len() < self.limits.retained {
-            self.retained.insert(name.into(), Arc::clone(message));
-        } else {
-            tracing::warn!(
-                limit = self.limits.retained,
-                "retained message dropped: too many"
-            );
+            return true;
+        }
+        if self.retained.len() >= self.limits.retained
+            || self.retained_bytes + message.bytes() > self.limits.retained_bytes
+        {
+            tracing::warn!(topic = name, "retained message dropped: there are too many");
             return false;
         }
+        self.retained_bytes += message.bytes();
+        self.retained.insert(name.into(), Arc::clone(message));
         true
     }
 

@@ -399,3 +399,32 @@ async fn a_stopped_broker_tells_its_clients_and_frees_its_port() {
     let listener = TcpListener::bind(address).await.unwrap();
     Broker::start(listener, Access::Open, Limits::default()).unwrap();
 }
+
+#[tokio::test]
+async fn plaintext_is_served_on_loopback_only() {
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    assert!(Broker::start(listener, Access::Open, Limits::default()).is_err());
+}
+
+#[tokio::test]
+async fn more_retained_messages_than_allowed_are_dropped_and_their_publisher_is_told() {
+    let limits = Limits {
+        retained: 2,
+        retained_bytes: 10,
+        ..Limits::default()
+    };
+    let broker = broker(limits).await;
+    let (mut client, _) = Client::connect(options(&broker, "p")).await;
+    for (topic, payload, kept) in [
+        ("a", "1", true),
+        ("b", "1", true),
+        ("c", "1", false),
+        ("a", "12345678", false),
+        ("c", "1", true),
+        ("b", "", true),
+        ("a", "123", true),
+    ] {
+        let dropped = client.publish(topic, true, payload).await == PubAckReason::QuotaExceeded;
+        assert_eq!(dropped, !kept, "{topic} {payload}");
+    }
+}

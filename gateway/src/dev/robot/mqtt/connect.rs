@@ -37,6 +37,8 @@ pub(super) enum FrontError {
     Client(#[from] Box<ClientError>),
     #[error("no answer within {CONNECT_TIME:?}")]
     Timeout,
+    #[error("the certificates end, and no new connection could be made")]
+    Expired,
 }
 
 impl From<ConnectionError> for FrontError {

@@ -129,6 +129,12 @@ impl Front {
         let mut pump = pin!(self.pump(&mut events, &sent));
         let mut talk = pin!(self.talk(&client, &sent, session_present));
         let mut renewed = pin!(self.renew(lease));
+        let mut over = pin!(async {
+            match lease {
+                Some(lease) => sleep_until(lease.ends).await,
+                None => std::future::pending().await,
+            }
+        });
         let mut taken_over = false;
         loop {
             tokio::select! {
@@ -142,6 +148,7 @@ impl Front {
                 }
                 error = &mut talk, if !taken_over => return End::Lost(error),
                 next = &mut renewed => return End::Renewed(Box::new(next)),
+                () = &mut over => return End::Lost(FrontError::Expired),
                 () = self.vanished() => return End::Vanished,
                 () = self.stop.cancelled() => break,
             }
