@@ -1,1 +1,120 @@
+//! What the end-to-end tests share: the gateway as a process, an authority, a real broker,
+//! robots, callers, and eyes on what all of them did.
+//!
+//! A test that fails is to say so at once and loudly: everything here panics rather than returns
+//! errors.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "these are tests, spread over files"
+)]
 
+mod caller;
+mod config;
+mod gateway;
+mod identities;
+mod mosquitto;
+mod process;
+mod proxy;
+mod records;
+mod robots;
+mod verdict;
+mod watch;
+
+pub use caller::{Caller, mission, stop};
+pub use config::{Config, Ports};
+pub use gateway::GatewayProcess;
+pub use identities::{Identities, hints, spiffe_id};
+pub use mosquitto::Mosquitto;
+pub use process::{Process, binary, free_port};
+pub use proxy::{Link, Proxy};
+pub use records::{JournalRow, audit, journal, metric, metrics};
+pub use robots::{SimRobot, grpc_robot, mqtt_robot};
+pub use verdict::{Fate, Verdict, fates};
+pub use watch::Watch;
+
+use std::{
+    fmt::Write as _,
+    future::Future,
+    time::{Duration, Instant},
+};
+use tokio::time::{sleep, timeout};
+
+/// How long a test waits for something that is to happen soon.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether `tests/run --long` runs us.
+pub fn long() -> bool {
+    std::env::var_os("PORTARIUM_LONG").is_some_and(|value| value == "1")
+}
+
+/// A count of the plain run: ten times as much in the long one.
+pub fn scaled(plain: usize) -> usize {
+    if long() { plain * 10 } else { plain }
+}
+
+/// What every test begins with: the process's TLS provider, and logs where `RUST_LOG` asks.
+pub fn init() {
+    portarium_identity::install_crypto_provider();
+}
+
+/// Waits until the condition holds, and panics with `what` where it does not in time.
+pub async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, condition).await;
+}
+
+/// As [`until`], with a patience of its own.
+pub async fn until_within(
+    patience: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> bool,
+) {
+    let waited = timeout(patience, async {
+        while !condition().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(
+        waited.await.is_ok(),
+        "waited {patience:?} in vain for {what}"
+    );
+}
+
+/// Awaits something that is to happen soon.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {PATIENCE:?} in vain for {what}"),
+    }
+}
+
+/// Median, 99th percentile and maximum, in milliseconds, as a line for people.
+pub fn spread(samples: &[Duration]) -> String {
+    let mut sorted = samples.to_vec();
+    sorted.sort();
+    let mut text = format!("{} samples", sorted.len());
+    if let Some(last) = sorted.last() {
+        let at = |part: f64| sorted[((sorted.len() - 1) as f64 * part) as usize];
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let _ = write!(
+            text,
+            ": median {:.2} ms, 99 % {:.2} ms, max {:.2} ms",
+            ms(at(0.5)),
+            ms(at(0.99)),
+            ms(*last)
+        );
+    }
+    text
+}
+
+/// Prints a figure of the test, in a form that `tests/run` collects.
+pub fn figure(test: &str, what: &str) {
+    println!("FIGURE {test}: {what}");
+}
+
+/// The time of day for a test's own story, in seconds since `from`.
+pub fn since(from: Instant) -> String {
+    format!("{:7.3} s", from.elapsed().as_secs_f64())
+}

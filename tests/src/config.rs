@@ -1,0 +1,148 @@
+//! The text of a gateway's configuration.
+
+use crate::{Identities, free_port, hints, spiffe_id};
+use std::{fmt::Write as _, path::Path};
+
+/// Where the gateway listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// The mission service.
+    pub grpc: u16,
+    /// `/livez`, `/readyz`.
+    pub health: u16,
+    /// `/metrics`.
+    pub admin: u16,
+}
+
+impl Ports {
+    /// Three that nobody uses now.
+    pub fn free() -> Self {
+        Self {
+            grpc: free_port(),
+            health: free_port(),
+            admin: free_port(),
+        }
+    }
+}
+
+/// A configuration in the making. What has no method here is written with [`Config::text`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the gateway will listen.
+    pub ports: Ports,
+    head: String,
+    body: String,
+}
+
+/// What the operator may do, and the control plane may not.
+const OPERATORS: &str = r#""ConfirmMission", "ResolveMission", "HoldRobot", "ReleaseRobot", "#;
+
+impl Config {
+    /// Listeners on free ports; identity, journal and audit in this folder; the control plane may
+    /// send and follow missions, the operator everything.
+    pub fn new(dir: &Path, identities: &Identities) -> Self {
+        let config = Self::bare(dir, identities);
+        config
+            .policy(&[&spiffe_id(hints::CONTROL_PLANE)], "")
+            .policy(&[&spiffe_id(hints::OPERATOR)], OPERATORS)
+    }
+
+    /// As [`Config::new`], with nobody allowed anything.
+    pub fn bare(dir: &Path, identities: &Identities) -> Self {
+        let ports = Ports::free();
+        let Ports {
+            grpc,
+            health,
+            admin,
+        } = ports;
+        let dir = dir.display();
+        let head = format!(
+            r#"
+[identity]
+endpoint_socket = "{endpoint}"
+hint = "{hint}"
+[grpc]
+listen = "127.0.0.1:{grpc}"
+[health]
+listen = "127.0.0.1:{health}"
+[admin]
+listen = "127.0.0.1:{admin}"
+[journal]
+path = "{dir}/journal.sqlite"
+[audit]
+path = "{dir}/audit.jsonl"
+[log]
+filter = "info"
+"#,
+            endpoint = identities.endpoint(),
+            hint = hints::GATEWAY,
+        );
+        Self {
+            ports,
+            head,
+            body: String::new(),
+        }
+    }
+
+    fn policy(self, peers: &[&str], more_methods: &str) -> Self {
+        self.text(&format!(
+            r#"
+[[policy]]
+peers = {peers:?}
+methods = [{more_methods}"DispatchMission", "CancelMission", "GetMissionStatus", "WatchMissions", "ListRobots", "GetRobot"]
+robots = ["*"]
+fleets = ["*"]
+actions = ["*"]
+"#
+        ))
+    }
+
+    /// A broker of this name on a port of this machine, with the broker's identity of
+    /// [`Identities`].
+    pub fn broker(self, name: &str, port: u16) -> Self {
+        self.text(&format!(
+            r#"
+[mqtt.{name}]
+address = "localhost:{port}"
+peers = ["{}"]
+"#,
+            spiffe_id(hints::BROKER)
+        ))
+    }
+
+    /// A robot of the tenant `acme` behind the broker `main`; `more` are further lines of it.
+    pub fn mqtt_robot(self, id: &str, more: &str) -> Self {
+        self.robot(
+            id,
+            "adapter = \"mqtt\"\nbroker = \"main\"\ntenant = \"acme\"",
+            more,
+        )
+    }
+
+    /// A robot that serves gRPC on a port of this machine, with its own identity.
+    pub fn grpc_robot(self, id: &str, port: u16, more: &str) -> Self {
+        let peer = spiffe_id(id);
+        self.robot(
+            id,
+            &format!("adapter = \"grpc\"\naddress = \"localhost:{port}\"\npeers = [\"{peer}\"]"),
+            more,
+        )
+    }
+
+    fn robot(self, id: &str, place: &str, more: &str) -> Self {
+        self.text(&format!(
+            "\n[[robots]]\nid = \"{id}\"\nfleet = \"test\"\n{place}\nactions = [\"navigate_to\", \"dock\"]\n{more}\n"
+        ))
+    }
+
+    /// Further lines, in TOML.
+    pub fn text(mut self, text: &str) -> Self {
+        let _ = writeln!(self.body, "{text}");
+        self
+    }
+
+    /// The whole file.
+    pub fn render(&self) -> String {
+        format!("{}{}", self.head, self.body)
+    }
+}

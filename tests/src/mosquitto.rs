@@ -1,0 +1,210 @@
+//! Debian's broker, with an ACL by identity.
+
+use crate::{Identities, Process, free_port, hints, until};
+use portarium_identity::{Snapshot, SvidManager};
+use rustix::process::Signal;
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::{net::TcpStream, task::JoinHandle};
+
+/// The gateway writes commands and cancels, reads what robots say, and clears retained statuses.
+/// A robot reads its own commands and writes its own statuses; the status topic that all robots
+/// share is there as the contract has it.
+const ACL: &str = "\
+user robotics-gateway.portarium.svc
+topic write portarium/+/robots/+/commands/+
+topic write portarium/+/missions/+/cancel
+topic readwrite portarium/+/missions/+/status
+topic readwrite portarium/+/robots/+/missions/+/status
+topic read portarium/+/robots/+/presence
+
+pattern read portarium/+/robots/%u/commands/+
+pattern read portarium/+/missions/+/cancel
+pattern write portarium/+/robots/%u/missions/+/status
+pattern write portarium/+/robots/%u/presence
+";
+const SHARED_STATUS: &str = "pattern write portarium/+/missions/+/status\n";
+
+/// A mosquitto with mutual TLS, its certificate renewed as the authority renews it.
+pub struct Mosquitto {
+    /// Where it listens.
+    pub port: u16,
+    dir: PathBuf,
+    process: Arc<Mutex<Process>>,
+    rotations: Arc<AtomicU64>,
+    follower: JoinHandle<()>,
+}
+
+impl Mosquitto {
+    /// Started, and listening. Robots may write the shared status topic.
+    pub async fn start(dir: &Path, identities: &Identities) -> Self {
+        Self::with_acl(dir, identities, &format!("{ACL}{SHARED_STATUS}")).await
+    }
+
+    /// As [`Self::start`], with each robot kept to its own branch of the topics.
+    pub async fn strict(dir: &Path, identities: &Identities) -> Self {
+        Self::with_acl(dir, identities, ACL).await
+    }
+
+    async fn with_acl(dir: &Path, identities: &Identities, acl: &str) -> Self {
+        let dir = dir.join("mosquitto");
+        fs::create_dir_all(&dir).unwrap();
+        let port = free_port();
+        let manager = identities.manager(hints::BROKER).await;
+        let first = manager.ready().await;
+        write_svid(&dir, &first);
+        fs::write(dir.join("acl"), acl).unwrap();
+        fs::write(dir.join("mosquitto.conf"), settings(&dir, port)).unwrap();
+        let process = Arc::new(Mutex::new(spawn(&dir)));
+        let rotations = Arc::new(AtomicU64::new(0));
+        let follower = tokio::spawn(follow(
+            dir.clone(),
+            manager,
+            process.clone(),
+            rotations.clone(),
+        ));
+        let broker = Self {
+            port,
+            dir,
+            process,
+            rotations,
+            follower,
+        };
+        broker.listening().await;
+        broker
+    }
+
+    /// `kill -9`. What it had in memory is gone.
+    pub fn kill(&self) {
+        lock(&self.process).kill();
+    }
+
+    /// Starts it again and waits until it listens.
+    pub async fn restart(&self) {
+        *lock(&self.process) = spawn(&self.dir);
+        self.listening().await;
+    }
+
+    /// Sends it a signal, for example SIGSTOP.
+    pub fn signal(&self, signal: Signal) {
+        lock(&self.process).signal(signal);
+    }
+
+    /// How often its certificate was renewed while it ran.
+    pub fn rotations(&self) -> u64 {
+        self.rotations.load(Ordering::Relaxed)
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        lock(&self.process).output()
+    }
+
+    async fn listening(&self) {
+        until("mosquitto to listen", async || {
+            TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+        })
+        .await;
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+fn lock(process: &Mutex<Process>) -> std::sync::MutexGuard<'_, Process> {
+    process.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn(dir: &Path) -> Process {
+    let program = [
+        "/usr/sbin/mosquitto",
+        "/usr/local/sbin/mosquitto",
+        "/usr/bin/mosquitto",
+    ]
+    .map(Path::new)
+    .into_iter()
+    .find(|path| path.exists())
+    .expect("mosquitto is to be installed: tests/run does it");
+    Process::start(
+        program,
+        ["-c".as_ref(), dir.join("mosquitto.conf").as_os_str()],
+        &dir.join("log"),
+    )
+}
+
+fn settings(dir: &Path, port: u16) -> String {
+    let dir = dir.display();
+    // Otherwise it runs as its own user, who cannot read what the test's user wrote.
+    let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
+    format!(
+        "user {user}\n\
+         listener {port} 127.0.0.1\n\
+         require_certificate true\n\
+         cafile {dir}/bundle.pem\n\
+         certfile {dir}/svid.pem\n\
+         keyfile {dir}/key.pem\n\
+         tls_version tlsv1.3\n\
+         use_identity_as_username true\n\
+         acl_file {dir}/acl\n\
+         allow_anonymous false\n\
+         set_tcp_nodelay true\n\
+         max_queued_messages 10000\n\
+         max_inflight_messages 1000\n\
+         persistence false\n\
+         log_dest stderr\n\
+         connection_messages true\n\
+         log_timestamp_format %H:%M:%S\n"
+    )
+}
+
+/// mosquitto reads its own certificate and key again on SIGHUP.
+async fn follow(
+    dir: PathBuf,
+    manager: SvidManager,
+    process: Arc<Mutex<Process>>,
+    rotations: Arc<AtomicU64>,
+) {
+    let mut snapshots = manager.snapshots();
+    snapshots.borrow_and_update();
+    while snapshots.changed().await.is_ok() {
+        let snapshot = snapshots.borrow_and_update().clone();
+        if let Some(snapshot) = snapshot {
+            write_svid(&dir, &snapshot);
+            let mut process = lock(&process);
+            if process.ended().is_none() {
+                process.signal(Signal::HUP);
+                rotations.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn write_svid(dir: &Path, snapshot: &Snapshot) {
+    write(&dir.join("bundle.pem"), &snapshot.bundle_pem());
+    write(&dir.join("svid.pem"), &snapshot.chain_pem());
+    write(&dir.join("key.pem"), &snapshot.key_pem());
+}
+
+fn write(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&new)
+        .unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    fs::rename(new, path).unwrap();
+}

@@ -1,0 +1,127 @@
+//! Missions while SVIDs that live for 10 s rotate.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use portarium_gateway::dev::robot::{ExecutionLog, RobotConfig, mqtt::StatusTopics};
+use portarium_tests::{
+    Caller, Config, Fate, GatewayProcess, Identities, Mosquitto, Proxy, Watch, fates, figure,
+    grpc_robot, hints, init, metric, mission, mqtt_robot, scaled, spread,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::time::{interval, sleep};
+
+/// How often the authority renews.
+const ROTATION: Duration = Duration::from_secs(5);
+
+/// The robots: one on the status topic that all share, one on its own, one that speaks gRPC.
+const ROBOTS: [&str; 3] = ["m-shared", "m-own", "g"];
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn missions_go_on_while_svids_rotate_and_no_connection_outlives_its_certificates() {
+    init();
+    let (missions, rotations) = (scaled(100), scaled(2));
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let identities = Identities::start(dir, &ROBOTS).await;
+    let broker = Mosquitto::start(dir, &identities).await;
+    let log = ExecutionLog::in_memory();
+    let robot = |id: &str| RobotConfig::new(id.parse().unwrap());
+    let [shared, own, g] = ROBOTS.map(robot);
+    let _shared = mqtt_robot(&identities, broker.port, StatusTopics::Shared, shared, &log).await;
+    let _own = mqtt_robot(&identities, broker.port, StatusTopics::Own, own, &log).await;
+    let g = grpc_robot(&identities, g, &log).await;
+
+    // What connects, where to, and who is on the other end.
+    let gateway_id = identities.manager(hints::GATEWAY).await;
+    let between = async |port, other: &str| {
+        let ends = [gateway_id.clone(), identities.manager(other).await];
+        Proxy::start(port, ends).await
+    };
+    let to_broker = between(broker.port, hints::BROKER).await;
+    let to_robot = between(g.local_addr().port(), "g").await;
+    let config = Config::new(dir, &identities)
+        .broker("main", to_broker.port)
+        .mqtt_robot("m-shared", "")
+        .mqtt_robot("m-own", "")
+        .grpc_robot("g", to_robot.port, "");
+    let gateway = GatewayProcess::start(dir, &config).await;
+    let from_caller = between(gateway.ports.grpc, hints::CONTROL_PLANE).await;
+    let caller = Arc::new(Caller::control_plane(&identities, from_caller.port).await);
+    caller.robots_reachable(&ROBOTS).await;
+    let watch = Watch::start(caller.clone());
+
+    let first = gateway_id.current().unwrap().generation;
+    let names: Vec<_> = (0..missions).map(|n| format!("m{n:05}")).collect();
+    let mut took = Vec::new();
+    let time = ROTATION * u32::try_from(rotations).unwrap() + Duration::from_secs(3);
+    let mut ticks = interval(time / u32::try_from(missions).unwrap());
+    for (name, robot) in names.iter().zip(ROBOTS.iter().cycle()) {
+        ticks.tick().await;
+        let asked = Instant::now();
+        caller
+            .accepted(&mission(robot, name, Duration::from_millis(100)))
+            .await;
+        took.push(asked.elapsed());
+        assert!(!caller.status(name).await.unwrap().status.is_empty());
+    }
+    watch.ended(&names, Duration::from_secs(30)).await;
+    // Time for what has to end to end.
+    sleep(Duration::from_secs(1)).await;
+
+    let rotated = gateway_id.current().unwrap().generation - first;
+    let verdict = fates(&names, &log.entries(), &watch.all());
+    figure(
+        "rotation",
+        &format!(
+            "{missions} missions, {rotated} rotations: {:?}, {} calls failed, {} sent again by the client, dispatch {}",
+            verdict.counts,
+            caller.failed(),
+            caller.resent(),
+            spread(&took)
+        ),
+    );
+    for (name, proxy) in [
+        ("gateway to broker", &to_broker),
+        ("gateway to gRPC robot", &to_robot),
+        ("caller to gateway", &from_caller),
+    ] {
+        let links = proxy.links();
+        let overdue: Vec<_> = links
+            .iter()
+            .filter(|link| link.margin().is_none())
+            .collect();
+        assert!(overdue.is_empty(), "{name}: {overdue:#?}");
+        let closed = links.iter().filter(|link| link.closed.is_some());
+        let margin = closed.clone().filter_map(|link| link.margin()).min();
+        figure(
+            "rotation",
+            &format!(
+                "{name}: {} connections, {} ended, the closest {:.2} s before its certificates",
+                links.len(),
+                closed.count(),
+                margin.unwrap_or_default().as_secs_f64()
+            ),
+        );
+        assert!(links.len() > rotations, "{name}: {}", links.len());
+    }
+    verdict.assert_good();
+    assert_eq!(verdict.count(Fate::Done), missions, "{verdict:?}");
+    assert_eq!((caller.failed(), watch.backwards()), (0, 0));
+    assert!(rotated >= rotations as u64, "{rotated} rotations");
+    assert!(broker.rotations() >= rotations as u64);
+    let unknown = metric(
+        gateway.ports.admin,
+        "portarium_gateway_missions_unknown_outcome",
+        "",
+    )
+    .await;
+    assert!(unknown < 0.5, "{unknown}");
+}
