@@ -10,6 +10,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use std::{
+    fmt,
     future::Future,
     io,
     sync::{Arc, Mutex},
@@ -33,7 +34,7 @@ pub enum TlsError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The handshake itself.
-    #[error("TLS handshake: {0}")]
+    #[error("TLS handshake: {}", told(.0))]
     Handshake(std::io::Error),
     /// The peer took too long.
     #[error("TLS handshake did not end within {0:?}")]
@@ -46,11 +47,8 @@ pub enum TlsError {
 impl TlsError {
     /// Who the peer proved to be, where that is why the handshake failed.
     pub fn not_admitted(&self) -> Option<&SpiffeId> {
-        let Self::Handshake(error) = self else {
-            return None;
-        };
-        match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-            rustls::Error::Other(other) => match other.0.downcast_ref::<PeerError>()? {
+        match self {
+            Self::Handshake(error) => match peer_error(error)? {
                 PeerError::NotAdmitted(peer) => Some(peer),
                 _ => None,
             },
@@ -62,6 +60,22 @@ impl TlsError {
     pub fn is_broken_connection(&self) -> bool {
         matches!(self, Self::Handshake(error)
             if error.get_ref().is_none_or(|inner| !inner.is::<rustls::Error>()))
+    }
+}
+
+/// Our own reason inside of a failed handshake.
+fn peer_error(error: &io::Error) -> Option<&PeerError> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::Other(other) => other.0.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// Without rustls' "other error" before our own words.
+fn told(error: &io::Error) -> &dyn fmt::Display {
+    match peer_error(error) {
+        Some(ours) => ours,
+        None => error,
     }
 }
 

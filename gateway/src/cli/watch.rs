@@ -5,9 +5,9 @@ use super::{
     client::{ClientArgs, Missions},
     output::{clean, line, remark},
 };
+use crate::north::POSITION;
 use anyhow::anyhow;
 use clap::Args;
-use crate::north::POSITION;
 use portarium_protocols::{
     grpc::{
         Connection,

@@ -194,7 +194,8 @@ impl Stage {
         Gateway::prepare(&file, config)
     }
 
-    fn config(&self) -> String {
+    /// The configuration of the gateway on this stage.
+    pub fn config(&self) -> String {
         let dir = self.options.dir.display();
         let [grpc, health, admin] = match self.options.usual_ports {
             true => [50051, 9090, 9091],

@@ -148,7 +148,7 @@ impl Client {
 
 /// An embedded authority with one SVID for each name.
 pub(super) struct Identities {
-    authority: Authority,
+    _authority: Authority,
     folder: tempfile::TempDir,
 }
 
@@ -176,7 +176,10 @@ impl Identities {
             entries: names.iter().map(entry).collect(),
         };
         let authority = Authority::start(config).await.unwrap();
-        Self { authority, folder }
+        Self {
+            _authority: authority,
+            folder,
+        }
     }
 
     pub(super) async fn manager(&self, name: &str) -> SvidManager {
@@ -188,10 +191,6 @@ impl Identities {
         let manager = SvidManager::start(config).unwrap();
         manager.ready().await;
         manager
-    }
-
-    pub(super) fn rotate(&self) {
-        self.authority.rotate();
     }
 
     /// Options of a client that shows its identity.

@@ -195,12 +195,16 @@ struct Hook(Weak<Inner>);
 
 impl Observer for Hook {
     fn committed(&self, took: Duration, appends: usize) {
-        let Some(inner) = self.0.upgrade() else { return };
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
         inner.world.observer.committed(took, appends);
     }
 
     fn ended(&self, mission: &Arc<Mission>, position: u64) {
-        let Some(inner) = self.0.upgrade() else { return };
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
         inner.index().ended(mission, position);
         if !mission.command.action_type.is_stop() {
             inner.open.fetch_sub(1, Ordering::Relaxed);
@@ -211,7 +215,9 @@ impl Observer for Hook {
     }
 
     fn refused(&self, mission: &Arc<Mission>) {
-        let Some(inner) = self.0.upgrade() else { return };
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
         inner.index().remove(mission);
         inner.open.fetch_sub(1, Ordering::Relaxed);
         if let Some(robot) = inner.robot(&mission.command.robot_id) {
@@ -221,7 +227,9 @@ impl Observer for Hook {
     }
 
     fn forgotten(&self, missions: Vec<Forgotten>) {
-        let Some(inner) = self.0.upgrade() else { return };
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
         let mut index = inner.index();
         for mission in &missions {
             index.forgotten(mission);

@@ -20,6 +20,32 @@ use std::{
 use tokio::time::timeout;
 use tonic::{Request, Status};
 
+/// What the caller asked for in its own words, for the audit of what cannot be read as a command.
+struct Asked {
+    robot_id: String,
+    action_type: String,
+    action_name: String,
+}
+
+impl Asked {
+    fn of(request: &pb::DispatchMissionRequest) -> Self {
+        Self {
+            robot_id: request.robot_id.clone(),
+            action_type: request.action_type.clone(),
+            action_name: request.action_name.clone(),
+        }
+    }
+
+    fn about<'a>(&'a self, mission_id: &'a str) -> About<'a> {
+        About {
+            mission_id,
+            robot_id: &self.robot_id,
+            action_type: &self.action_type,
+            action_name: &self.action_name,
+        }
+    }
+}
+
 const METHOD: Method = Method::DispatchMission;
 
 impl Service {
@@ -33,9 +59,10 @@ impl Service {
         let principal = self.gate.enter(&request, METHOD)?;
         let request = request.into_inner();
         let echo = Echo::of(&request);
+        let asked = Asked::of(&request);
         let response = match convert::parse(request) {
             Err(invalid) => {
-                let about = About::mission(&echo.mission_id);
+                let about = asked.about(&echo.mission_id);
                 let reason = invalid.to_string();
                 self.gate
                     .refused(&principal, METHOD, about, "InvalidMission", &reason);

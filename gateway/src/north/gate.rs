@@ -7,13 +7,13 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use portarium_identity::Peer;
-use portarium_protocols::{ids::RobotId, mission::Command};
+use portarium_protocols::mission::Command;
 use std::{sync::Arc, time::SystemTime};
 use tonic::{Request, Status};
 
 /// Decides on calls and writes the decisions down.
 #[derive(Clone)]
-pub struct Gate {
+pub(super) struct Gate {
     policy: Arc<ArcSwap<Policy>>,
     audit: Audit,
     development: Option<Development>,
@@ -38,9 +38,9 @@ impl<'a> About<'a> {
         }
     }
 
-    pub(super) fn robot(robot: &'a RobotId) -> Self {
+    pub(super) fn robot(robot_id: &'a str) -> Self {
         Self {
-            robot_id: robot.as_str(),
+            robot_id,
             ..Self::default()
         }
     }

@@ -45,7 +45,7 @@ impl Service {
         let view = self.view(&request.get_ref().robot_id)?;
         if !self.gate.may_see(&principal, method, robot_ref(&view)) {
             let reason = format!("no policy rule lets {principal} see robot {}", view.spec.id);
-            let about = About::robot(&view.spec.id);
+            let about = About::robot(view.spec.id.as_str());
             self.gate
                 .refused(&principal, method, about, "PERMISSION_DENIED", &reason);
             return Err(Status::permission_denied(reason));
@@ -97,9 +97,13 @@ impl Service {
     where
         F: Future<Output = Result<(), OperatorError>>,
     {
-        let view = self.view(robot_id)?;
+        let view = self.view(robot_id).inspect_err(|status| {
+            let about = About::robot(robot_id);
+            self.gate
+                .refused(principal, method, about, "not known", status.message());
+        })?;
         let id = view.spec.id.clone();
-        let about = About::robot(&id);
+        let about = About::robot(id.as_str());
         self.gate
             .command(principal, method, robot_ref(&view), None, about)?;
         match within(set(id.clone())).await? {

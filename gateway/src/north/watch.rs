@@ -78,7 +78,9 @@ impl Service {
             _place: place,
         };
         let mut response = Response::new(stream::unfold(watcher, Watcher::next).boxed() as Updates);
-        response.metadata_mut().insert(POSITION, MetadataValue::from(after));
+        response
+            .metadata_mut()
+            .insert(POSITION, MetadataValue::from(after));
         Ok(response)
     }
 }

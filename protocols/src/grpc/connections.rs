@@ -32,7 +32,10 @@ pub struct Connections {
 }
 
 /// Who hears of the handshakes that we refuse.
-struct Refused(Box<dyn Fn(SocketAddr, &TlsError) + Send + Sync>);
+struct Refused(Box<OnRefused>);
+
+/// Hears where a handshake came from and why it was refused.
+type OnRefused = dyn Fn(SocketAddr, &TlsError) + Send + Sync;
 
 impl fmt::Debug for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,9 @@
 //! wills, sessions that outlive connections, message expiry. All in memory: a restarted broker has
 //! forgotten everything.
 
+mod admission;
 mod connection;
+mod conversation;
 mod router;
 mod session;
 #[cfg(test)]
@@ -67,6 +69,8 @@ pub struct Limits {
     pub subscriptions: usize,
     /// Retained messages.
     pub retained: usize,
+    /// Bytes of retained messages.
+    pub retained_bytes: usize,
     /// Messages that may wait for one client; when it is full the newest is dropped.
     pub queued_messages: usize,
     /// Bytes that may wait for one client.
@@ -88,6 +92,7 @@ impl Default for Limits {
             sessions: 4_000,
             subscriptions: 4_000,
             retained: 100_000,
+            retained_bytes: 64 * 1024 * 1024,
             queued_messages: 10_000,
             queued_bytes: 16 * 1024 * 1024,
             in_flight: 100,
@@ -140,9 +145,14 @@ impl Broker {
     /// Serves on a listener, in the background.
     ///
     /// # Errors
-    /// When the listener has no address.
+    /// When the listener has no address, or [`Access::Open`] is to serve more than a loopback
+    /// address.
     pub fn start(listener: TcpListener, access: Access, limits: Limits) -> io::Result<Self> {
         let local_addr = listener.local_addr()?;
+        if matches!(access, Access::Open) && !local_addr.ip().is_loopback() {
+            let reason = format!("{local_addr} is no loopback address: a broker there needs TLS");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let shared = Arc::new(Shared {

@@ -42,6 +42,13 @@ pub(super) struct Attach<'a> {
     pub(super) will: Option<Will>,
 }
 
+/// How a client leaves.
+pub(super) struct Parting {
+    pub(super) says_will: bool,
+    /// How long the session is to outlive the connection, if the client changed its mind.
+    pub(super) expiry: Option<Duration>,
+}
+
 /// A connection's hold on its session.
 pub(super) struct Attached {
     pub(super) session: Arc<Session>,
@@ -57,6 +64,7 @@ pub(super) struct Router {
     tree: Tree<Subscription>,
     sessions: HashMap<Box<str>, Arc<Session>>,
     retained: HashMap<Box<str>, Arc<Message>>,
+    retained_bytes: usize,
     connections: u64,
 }
 
@@ -67,6 +75,7 @@ impl Router {
             tree: Tree::default(),
             sessions: HashMap::new(),
             retained: HashMap::new(),
+            retained_bytes: 0,
             connections: 0,
         }
     }
@@ -121,12 +130,12 @@ impl Router {
         })
     }
 
-    /// A connection has ended; `says_will` unless the client took its leave.
+    /// A connection has ended. Without effect where another has taken the session over.
     pub(super) fn detach(
         &mut self,
         session: &Arc<Session>,
         number: u64,
-        says_will: bool,
+        parting: Parting,
         now: Instant,
     ) {
         let mut state = session.state();
@@ -134,9 +143,10 @@ impl Router {
             return;
         }
         state.link = None;
+        state.expiry = parting.expiry.unwrap_or(state.expiry);
         state.ends = Some(now + state.expiry);
         let ended = state.expiry.is_zero();
-        let mut will = state.will.take().filter(|_| says_will);
+        let mut will = state.will.take().filter(|_| parting.says_will);
         let delayed = |w: &mut Will| !ended && !w.delay.is_zero();
         if let Some(mut later) = will.take_if(delayed) {
             later.due = Some(now + later.delay);
@@ -168,7 +178,12 @@ impl Router {
                 self.forget(&session);
             }
         }
-        self.retained.retain(|_, message| !message.expired(now));
+        let bytes = &mut self.retained_bytes;
+        self.retained.retain(|_, message| {
+            let kept = !message.expired(now);
+            *bytes -= if kept { 0 } else { message.bytes() };
+            kept
+        });
     }
 
     fn publish_will(&mut self, session: &Session, will: Option<Will>, now: Instant) {
@@ -218,19 +233,20 @@ impl Router {
 
     fn retain(&mut self, message: &Arc<Message>) -> bool {
         let name = message.name();
+        if let Some(older) = self.retained.remove(name) {
+            self.retained_bytes -= older.bytes();
+        }
         if message.clears() {
-            self.retained.remove(name);
-        } else if let Some(kept) = self.retained.get_mut(name) {
-            *kept = Arc::clone(message);
-        } else if self.retained.len() < self.limits.retained {
-            self.retained.insert(name.into(), Arc::clone(message));
-        } else {
-            tracing::warn!(
-                limit = self.limits.retained,
-                "retained message dropped: too many"
-            );
+            return true;
+        }
+        if self.retained.len() >= self.limits.retained
+            || self.retained_bytes + message.bytes() > self.limits.retained_bytes
+        {
+            tracing::warn!(topic = name, "retained message dropped: there are too many");
             return false;
         }
+        self.retained_bytes += message.bytes();
+        self.retained.insert(name.into(), Arc::clone(message));
         true
     }
 

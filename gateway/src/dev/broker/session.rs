@@ -75,6 +75,10 @@ impl Message {
         self.payload.is_empty()
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.topic.len() + self.payload.len()
+    }
+
     pub(super) fn expired(&self, now: Instant) -> bool {
         self.expires.is_some_and(|at| at <= now)
     }
@@ -167,7 +171,7 @@ impl State {
         if self.link.is_none() && delivery.qos == QoS::AtMostOnce {
             return true;
         }
-        let bytes = delivery.message.payload.len() + delivery.message.topic.len();
+        let bytes = delivery.message.bytes();
         if self.queue.len() >= limits.messages || self.queued_bytes + bytes > limits.bytes {
             return false;
         }
@@ -236,7 +240,7 @@ impl State {
             let Some(delivery) = self.queue.pop_front() else {
                 break;
             };
-            self.queued_bytes -= delivery.message.payload.len() + delivery.message.topic.len();
+            self.queued_bytes -= delivery.message.bytes();
             if delivery.message.expired(now) {
                 continue;
             }

@@ -346,6 +346,22 @@ async fn more_sessions_than_allowed_are_refused_and_a_known_one_is_not() {
 }
 
 #[tokio::test]
+async fn one_connection_more_than_allowed_is_closed_until_another_ends() {
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let broker = broker(limits).await;
+    let (first, _) = Client::connect(options(&broker, "a")).await;
+    let (_client, mut events) = AsyncClient::new(options(&broker, "b"), 10);
+    assert!(events.poll().await.is_err());
+    first.vanish().await;
+    while events.poll().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_session_is_forgotten_when_its_time_is_over() {
     let limits = Limits {
         session_expiry: Duration::from_secs(1),
@@ -382,4 +398,33 @@ async fn a_stopped_broker_tells_its_clients_and_frees_its_port() {
     }
     let listener = TcpListener::bind(address).await.unwrap();
     Broker::start(listener, Access::Open, Limits::default()).unwrap();
+}
+
+#[tokio::test]
+async fn plaintext_is_served_on_loopback_only() {
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    assert!(Broker::start(listener, Access::Open, Limits::default()).is_err());
+}
+
+#[tokio::test]
+async fn more_retained_messages_than_allowed_are_dropped_and_their_publisher_is_told() {
+    let limits = Limits {
+        retained: 2,
+        retained_bytes: 10,
+        ..Limits::default()
+    };
+    let broker = broker(limits).await;
+    let (mut client, _) = Client::connect(options(&broker, "p")).await;
+    for (topic, payload, kept) in [
+        ("a", "1", true),
+        ("b", "1", true),
+        ("c", "1", false),
+        ("a", "12345678", false),
+        ("c", "1", true),
+        ("b", "", true),
+        ("a", "123", true),
+    ] {
+        let dropped = client.publish(topic, true, payload).await == PubAckReason::QuotaExceeded;
+        assert_eq!(dropped, !kept, "{topic} {payload}");
+    }
 }

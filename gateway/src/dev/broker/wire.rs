@@ -7,20 +7,10 @@
 use bytes::{BufMut as _, BytesMut};
 use rumqttc::v5::mqttbytes::{
     Error,
-    v5::{DisconnectReasonCode, Packet, PacketType, check},
+    v5::{Disconnect, DisconnectReasonCode, Packet, PacketType, check},
 };
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-
-/// What a client sent.
-#[derive(Debug)]
-pub(super) enum Incoming {
-    Packet(Packet),
-    Disconnect {
-        with_will: bool,
-        session_expiry: Option<u32>,
-    },
-}
 
 /// Why there is no next packet.
 #[derive(Debug, Error)]
@@ -52,7 +42,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    pub(super) async fn next(&mut self) -> Result<Incoming, WireError> {
+    pub(super) async fn next(&mut self) -> Result<Packet, WireError> {
         loop {
             match check(self.buffer.iter(), Some(self.limit)) {
                 Ok(header) => {
@@ -76,23 +66,19 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    fn parse(&mut self, packet_type: PacketType, length: usize) -> Result<Incoming, WireError> {
-        if packet_type == PacketType::Disconnect && length <= 3 {
+    fn parse(&mut self, packet_type: PacketType, length: usize) -> Result<Packet, WireError> {
+        let read = if packet_type == PacketType::Disconnect && length <= 3 {
             let packet = self.buffer.split_to(length);
-            return Ok(Incoming::Disconnect {
-                with_will: packet.get(2).is_some_and(|reason| *reason != 0),
-                session_expiry: None,
-            });
-        }
-        match Packet::read(&mut self.buffer, None) {
-            Ok(Packet::Disconnect(packet)) => Ok(Incoming::Disconnect {
-                with_will: packet.reason_code != DisconnectReasonCode::NormalDisconnection,
-                session_expiry: packet.properties.and_then(|p| p.session_expiry_interval),
-            }),
-            Ok(packet) => Ok(Incoming::Packet(packet)),
-            Err(Error::InvalidProtocolLevel(level)) => Err(WireError::Level(level)),
-            Err(error) => Err(WireError::Malformed(error)),
-        }
+            let reason = packet.get(2).copied().unwrap_or_default();
+            DisconnectReasonCode::try_from(reason)
+                .map(|reason| Packet::Disconnect(Disconnect::new(reason)))
+        } else {
+            Packet::read(&mut self.buffer, None)
+        };
+        read.map_err(|error| match error {
+            Error::InvalidProtocolLevel(level) => WireError::Level(level),
+            error => WireError::Malformed(error),
+        })
     }
 }
 
@@ -106,28 +92,31 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    async fn read(bytes: &[u8]) -> Result<Incoming, WireError> {
+    async fn read(bytes: &[u8]) -> Result<Packet, WireError> {
         Reader::new(bytes, 100).next().await
     }
 
     #[tokio::test]
     async fn a_disconnect_is_read_in_each_of_its_lengths() {
-        for (bytes, will, expiry) in [
-            (&[0xE0, 0][..], false, None),
-            (&[0xE0, 1, 0x00], false, None),
-            (&[0xE0, 1, 0x04], true, None),
-            (&[0xE0, 2, 0x04, 0], true, None),
-            (&[0xE0, 7, 0x00, 5, 0x11, 0, 0, 0, 9], false, Some(9)),
+        use DisconnectReasonCode::{
+            DisconnectWithWillMessage as WithWill, NormalDisconnection as Normal,
+        };
+        for (bytes, reason, expiry) in [
+            (&[0xE0, 0][..], Normal, None),
+            (&[0xE0, 1, 0x00], Normal, None),
+            (&[0xE0, 1, 0x04], WithWill, None),
+            (&[0xE0, 2, 0x04, 0], WithWill, None),
+            (&[0xE0, 7, 0x00, 5, 0x11, 0, 0, 0, 9], Normal, Some(9)),
         ] {
-            match read(bytes).await.unwrap() {
-                Incoming::Disconnect {
-                    with_will,
-                    session_expiry,
-                } => {
-                    assert_eq!((with_will, session_expiry), (will, expiry), "{bytes:?}");
-                }
-                other => panic!("{other:?}"),
-            }
+            let Packet::Disconnect(read) = read(bytes).await.unwrap() else {
+                panic!("{bytes:?}")
+            };
+            let read_expiry = read.properties.and_then(|p| p.session_expiry_interval);
+            assert_eq!(
+                (read.reason_code, read_expiry),
+                (reason, expiry),
+                "{bytes:?}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     Behaviour, RobotConfig, WhenBusy,
     execution_log::{ExecutionLog, LogEvent, rfc3339},
+    memory::{Motion, State},
     reports::{Reports, RobotReport},
 };
 use portarium_protocols::{
@@ -10,14 +11,11 @@ use portarium_protocols::{
     mission::{ActionType, MissionStatus},
 };
 use std::{
-    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 use tokio::{sync::watch, time::Instant};
 
-/// So many missions are remembered; the oldest are forgotten.
-const REMEMBERED: usize = 10_000;
 /// So many missions wait at a robot that queues.
 const QUEUED: usize = 16;
 /// So many reports are kept while the robot is gone.
@@ -66,56 +64,16 @@ struct Inner {
     state: Mutex<State>,
 }
 
-struct State {
-    behaviour: Behaviour,
-    duration: Duration,
-    /// The last word on each mission.
-    missions: HashMap<MissionId, Known>,
-    /// Their order, for forgetting the oldest.
-    order: VecDeque<MissionId>,
-    keys: HashMap<String, MissionId>,
-    motion: Option<Motion>,
-    waiting: VecDeque<Order>,
-    held: VecDeque<RobotReport>,
-    executions: u64,
-}
-
-struct Known {
-    last: RobotReport,
-    key: String,
-}
-
-struct Motion {
-    number: u64,
-    mission: MissionId,
-    key: String,
-    execution: String,
-    /// Decided when it began.
-    behaviour: Behaviour,
-    /// Set once it decelerates: it ends cancelled, and these are done when it stands still.
-    stopping_for: Option<Vec<MissionId>>,
-}
-
 impl SimulatedRobot {
     /// A robot that behaves normally, standing still.
     pub(super) fn new(config: RobotConfig, reports: Reports, log: ExecutionLog) -> Self {
-        let state = State {
-            behaviour: Behaviour::Normal,
-            duration: config.duration,
-            missions: HashMap::new(),
-            order: VecDeque::new(),
-            keys: HashMap::new(),
-            motion: None,
-            waiting: VecDeque::new(),
-            held: VecDeque::new(),
-            executions: 0,
-        };
+        let duration = config.duration;
         Self(Arc::new(Inner {
             config,
             log,
             reports,
             present: watch::Sender::new(true),
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(duration)),
         }))
     }
 
@@ -167,11 +125,7 @@ impl SimulatedRobot {
     /// It loses its memory of missions and keys, as by a restart: what it is at ends, unreported.
     pub fn forget(&self) {
         let mut state = self.state();
-        state.missions.clear();
-        state.order.clear();
-        state.keys.clear();
-        state.waiting.clear();
-        state.held.clear();
+        state.forget();
         if let Some(motion) = state.motion.take() {
             self.record_end(&motion, None);
         }
@@ -265,7 +219,7 @@ impl SimulatedRobot {
             return self.refuse(state, order, "it is stale");
         }
         let Some(motion) = &state.motion else {
-            self.remember(state, &order);
+            state.remember(self.id(), &order);
             self.say(state, &order.mission, MissionStatus::Dispatched, "");
             self.begin(state, order);
             return Answer::Accepted;
@@ -282,14 +236,14 @@ impl SimulatedRobot {
         if self.0.config.when_busy == WhenBusy::Refuse || state.waiting.len() >= QUEUED {
             return self.refuse(state, order, "it is busy");
         }
-        self.remember(state, &order);
+        state.remember(self.id(), &order);
         self.say(state, &order.mission, MissionStatus::Dispatched, "it waits");
         state.waiting.push_back(order);
         Answer::Accepted
     }
 
     fn refuse(&self, state: &mut State, order: Order, why: &str) -> Answer {
-        self.remember(state, &order);
+        state.remember(self.id(), &order);
         self.say(
             state,
             &order.mission,
@@ -401,7 +355,7 @@ impl SimulatedRobot {
     /// Halts, and reports so on the order's own mission. Whether it stands still already.
     fn halt_for(&self, state: &mut State, order: &Order) -> bool {
         let repeat = state.missions.contains_key(&order.mission);
-        self.remember(state, order);
+        state.remember(self.id(), order);
         let stationary = state.motion.is_none();
         if !(stationary && repeat) {
             self.say(state, &order.mission, MissionStatus::Executing, "");
@@ -455,40 +409,6 @@ impl SimulatedRobot {
             execution,
             outcome,
         );
-    }
-
-    /// Keeps a mission in memory, with nothing said about it yet.
-    fn remember(&self, state: &mut State, order: &Order) {
-        if state.missions.contains_key(&order.mission) {
-            return;
-        }
-        if state.order.len() >= REMEMBERED
-            && let Some(oldest) = state.order.pop_front()
-            && let Some(known) = state.missions.remove(&oldest)
-            && state.keys.get(&known.key) == Some(&oldest)
-        {
-            state.keys.remove(&known.key);
-        }
-        let last = RobotReport {
-            robot: self.id().clone(),
-            mission: order.mission.clone(),
-            action_type: order.action_type,
-            status: MissionStatus::Pending,
-            action_execution_id: String::new(),
-            observed_at: String::new(),
-            detail: String::new(),
-        };
-        let key = order.idempotency_key.clone();
-        if !key.is_empty() {
-            state
-                .keys
-                .entry(key.clone())
-                .or_insert_with(|| order.mission.clone());
-        }
-        state
-            .missions
-            .insert(order.mission.clone(), Known { last, key });
-        state.order.push_back(order.mission.clone());
     }
 
     fn say(&self, state: &mut State, mission: &MissionId, status: MissionStatus, detail: &str) {

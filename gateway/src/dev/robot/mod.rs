@@ -8,6 +8,7 @@
 mod core;
 mod execution_log;
 pub mod grpc;
+mod memory;
 pub mod mqtt;
 mod reports;
 #[cfg(test)]

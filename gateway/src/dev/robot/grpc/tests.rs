@@ -1,10 +1,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
 use crate::dev::robot::Behaviour;
-use pb::mission_service_client::MissionServiceClient;
-use portarium_protocols::grpc::pb::DispatchStatus;
+use portarium_protocols::grpc::pb::{
+    self, DispatchStatus, mission_service_client::MissionServiceClient,
+};
 use tonic::{
-    Code,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 

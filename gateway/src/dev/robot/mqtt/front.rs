@@ -1,210 +1,48 @@
-//! Robots that speak MQTT: the contract's topics, a lasting session, presence with a last will.
+//! The connection of MQTT robots: made, renewed, and made again when it is lost.
 
 use super::{
-    ExecutionLog, RobotConfig, SimulatedRobot,
-    core::Order,
-    reports::{Reports, RobotReport},
-    wire,
+    MqttRobotConfig, StatusTopics,
+    connect::{Connection, FrontError, Sent},
 };
-use portarium_identity::{ClientTls, IdentityError, Lease, Peer};
-use portarium_protocols::ids::{RobotId, TenantId};
-use rumqttc::{
-    TlsConfiguration, Transport,
-    v5::{
-        AsyncClient, ClientError, ConnectionError, Event, EventLoop, MqttOptions,
-        mqttbytes::{
-            QoS,
-            v5::{
-                Filter, LastWill, LastWillProperties, Packet, PubAckReason, Publish,
-                SubscribeReasonCode,
-            },
-        },
+use crate::dev::robot::{Order, Reports, RobotReport, SimulatedRobot, wire};
+use portarium_identity::Lease;
+use portarium_protocols::ids::RobotId;
+use rumqttc::v5::{
+    AsyncClient, Event, EventLoop,
+    mqttbytes::{
+        QoS,
+        v5::{Filter, Packet, PubAckReason, Publish, SubscribeReasonCode},
     },
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     pin::pin,
     sync::{
-        Mutex, PoisonError,
+        PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
-use thiserror::Error;
 use tokio::{
     sync::watch,
-    task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Filters in one SUBSCRIBE, and reports taken at a time.
-const BATCH: usize = 64;
-/// Unacknowledged reports on one connection.
-const IN_FLIGHT: u16 = 100;
-const PACKET_BYTES: u32 = 256 * 1024;
+pub(super) const BATCH: usize = 64;
 
-/// Where robots write their statuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StatusTopics {
-    /// `portarium/{tenant}/missions/{mission}/status`, which all robots of a tenant share.
-    Shared,
-    /// `portarium/{tenant}/robots/{robot}/missions/{mission}/status`, the robot's own branch.
-    Own,
-}
-
-/// A connection to a broker, for one robot or many.
-#[derive(Clone)]
-pub struct MqttRobotConfig {
-    /// The broker's host name or address.
-    pub host: String,
-    /// The broker's port.
-    pub port: u16,
-    /// Mutual TLS; `None` is plaintext, for development.
-    pub tls: Option<ClientTls>,
-    /// Unique on the broker. With TLS: see [`crate::dev::broker::client_id_prefix`].
-    pub client_id: String,
-    /// Whose topics these are.
-    pub tenant: TenantId,
-    /// Where the statuses go.
-    pub statuses: StatusTopics,
-    /// How long the broker waits before it says that a lost robot is offline. More than nothing
-    /// keeps a renewed connection from looking like a loss. Whole seconds.
-    pub will_delay: Duration,
-    /// The MQTT keep-alive. Whole seconds.
-    pub keep_alive: Duration,
-}
-
-impl MqttRobotConfig {
-    /// Plaintext, statuses on the shared topic, offline a second after a loss.
-    pub fn new(host: &str, port: u16, client_id: &str, tenant: TenantId) -> Self {
-        Self {
-            host: host.into(),
-            port,
-            tls: None,
-            client_id: client_id.into(),
-            tenant,
-            statuses: StatusTopics::Shared,
-            will_delay: Duration::from_secs(1),
-            keep_alive: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Robots behind one connection, which is made again whenever it is lost and anew before its
-/// certificates end. Dropping it drops the connection, without a word.
-///
-/// A robot that is alone on its connection drops it when it vanishes. One of many falls silent
-/// only, and the connection acknowledges what is sent to it.
-pub struct MqttRobots {
-    robots: Vec<SimulatedRobot>,
-    ready: watch::Receiver<bool>,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl MqttRobots {
-    /// Starts connecting, in the background.
-    pub fn start(config: MqttRobotConfig, robots: Vec<RobotConfig>, log: &ExecutionLog) -> Self {
-        let reports = Reports::new();
-        let robots: Vec<_> = robots
-            .into_iter()
-            .map(|robot| SimulatedRobot::new(robot, reports.clone(), log.clone()))
-            .collect();
-        let (ready_now, ready) = watch::channel(false);
-        let stop = CancellationToken::new();
-        let front = Front {
-            config,
-            by_id: robots
-                .iter()
-                .map(|robot| (robot.id().clone(), robot.clone()))
-                .collect(),
-            reports,
-            acknowledged: AtomicU64::new(0),
-            ready: ready_now,
-            stop: stop.clone(),
-        };
-        let task = tokio::spawn(front.run());
-        Self {
-            robots,
-            ready,
-            stop,
-            task,
-        }
-    }
-
-    /// The robots, in the order given.
-    pub fn robots(&self) -> &[SimulatedRobot] {
-        &self.robots
-    }
-
-    /// Waits until they are connected and subscribed.
-    pub async fn ready(&self) {
-        // An error means that the task has ended: it will not become ready, and says why.
-        let _ = self.ready.clone().wait_for(|ready| *ready).await;
-    }
-
-    /// They say that they leave, and leave.
-    pub async fn stop(mut self) {
-        self.stop.cancel();
-        let _ = (&mut self.task).await;
-    }
-}
-
-impl Drop for MqttRobots {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Why a robot has no connection.
-#[derive(Debug, Error)]
-enum FrontError {
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error(transparent)]
-    Connection(#[from] Box<ConnectionError>),
-    #[error(transparent)]
-    Client(#[from] Box<ClientError>),
-    #[error("no answer within {CONNECT_TIME:?}")]
-    Timeout,
-}
-
-impl From<ConnectionError> for FrontError {
-    fn from(error: ConnectionError) -> Self {
-        Self::Connection(Box::new(error))
-    }
-}
-
-impl From<ClientError> for FrontError {
-    fn from(error: ClientError) -> Self {
-        Self::Client(Box::new(error))
-    }
-}
-
-struct Front {
-    config: MqttRobotConfig,
-    by_id: HashMap<RobotId, SimulatedRobot>,
-    reports: Reports,
+/// Keeps a connection and passes on what is said on it and to it.
+pub(super) struct Front {
+    pub(super) config: MqttRobotConfig,
+    pub(super) by_id: HashMap<RobotId, SimulatedRobot>,
+    pub(super) reports: Reports,
     /// The position up to which the broker has acknowledged reports.
-    acknowledged: AtomicU64,
-    ready: watch::Sender<bool>,
-    stop: CancellationToken,
-}
-
-/// What the acknowledgements to come are for: a report's position, or something else. Brokers
-/// acknowledge in order.
-type Sent = Mutex<VecDeque<Option<u64>>>;
-
-struct Connection {
-    client: AsyncClient,
-    events: EventLoop,
-    session_present: bool,
-    lease: Option<Lease>,
-    sent: Sent,
+    pub(super) acknowledged: AtomicU64,
+    pub(super) ready: watch::Sender<bool>,
+    pub(super) stop: CancellationToken,
 }
 
 /// How a connection came to its end.
@@ -216,7 +54,7 @@ enum End {
 }
 
 impl Front {
-    async fn run(self) {
+    pub(super) async fn run(self) {
         let mut next = None;
         let mut retry = FIRST_RETRY;
         while !self.stop.is_cancelled() {
@@ -254,7 +92,7 @@ impl Front {
     }
 
     /// The robot that is alone on this connection.
-    fn alone(&self) -> Option<&SimulatedRobot> {
+    pub(super) fn alone(&self) -> Option<&SimulatedRobot> {
         self.by_id.values().next().filter(|_| self.by_id.len() == 1)
     }
 
@@ -277,68 +115,6 @@ impl Front {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, FrontError> {
-        let (options, peer) = self.options()?;
-        let (client, mut events) = AsyncClient::new(options, 2 * BATCH);
-        let mut network = events.options.network_options();
-        network.set_tcp_nodelay(true);
-        events.options.set_network_options(network);
-        let session_present = loop {
-            let event = timeout(CONNECT_TIME, events.poll())
-                .await
-                .map_err(|_| FrontError::Timeout)?;
-            if let Event::Incoming(Packet::ConnAck(answer)) = event? {
-                break answer.session_present;
-            }
-        };
-        let peer = peer.and_then(|peer| peer.borrow().clone());
-        Ok(Connection {
-            client,
-            events,
-            session_present,
-            lease: peer.map(|peer: Peer| peer.lease(SystemTime::now())),
-            sent: Mutex::default(),
-        })
-    }
-
-    fn options(&self) -> Result<(MqttOptions, Option<watch::Receiver<Option<Peer>>>), FrontError> {
-        let config = &self.config;
-        let mut options = MqttOptions::new(&config.client_id, &config.host, config.port);
-        options
-            .set_clean_start(false)
-            .set_session_expiry_interval(Some(3600))
-            .set_keep_alive(config.keep_alive)
-            .set_max_packet_size(Some(PACKET_BYTES))
-            .set_outgoing_inflight_upper_limit(IN_FLIGHT);
-        if let Some(robot) = self.alone() {
-            let delay = u32::try_from(config.will_delay.as_secs()).unwrap_or(u32::MAX);
-            let properties = LastWillProperties {
-                delay_interval: Some(delay),
-                payload_format_indicator: None,
-                message_expiry_interval: None,
-                content_type: None,
-                response_topic: None,
-                correlation_data: None,
-                user_properties: Vec::new(),
-            };
-            let topic = self.presence_topic(robot.id());
-            let offline = wire::presence(false);
-            options.set_last_will(LastWill::new(
-                topic,
-                offline,
-                QoS::AtLeastOnce,
-                true,
-                Some(properties),
-            ));
-        }
-        let Some(tls) = &config.tls else {
-            return Ok((options, None));
-        };
-        let (tls, peer) = tls.config()?;
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
-        Ok((options, Some(peer)))
-    }
-
     async fn live(&self, connection: Connection) -> End {
         let Connection {
             client,
@@ -353,6 +129,12 @@ impl Front {
         let mut pump = pin!(self.pump(&mut events, &sent));
         let mut talk = pin!(self.talk(&client, &sent, session_present));
         let mut renewed = pin!(self.renew(lease));
+        let mut over = pin!(async {
+            match lease {
+                Some(lease) => sleep_until(lease.ends).await,
+                None => std::future::pending().await,
+            }
+        });
         let mut taken_over = false;
         loop {
             tokio::select! {
@@ -366,6 +148,7 @@ impl Front {
                 }
                 error = &mut talk, if !taken_over => return End::Lost(error),
                 next = &mut renewed => return End::Renewed(Box::new(next)),
+                () = &mut over => return End::Lost(FrontError::Expired),
                 () = self.vanished() => return End::Vanished,
                 () = self.stop.cancelled() => break,
             }
@@ -532,7 +315,7 @@ impl Front {
         Ok(())
     }
 
-    fn presence_topic(&self, robot: &RobotId) -> String {
+    pub(super) fn presence_topic(&self, robot: &RobotId) -> String {
         format!("portarium/{}/robots/{robot}/presence", self.config.tenant)
     }
 
@@ -581,7 +364,3 @@ impl Front {
         Ok(())
     }
 }
-
-#[cfg(test)]
-#[path = "mqtt_tests.rs"]
-mod tests;

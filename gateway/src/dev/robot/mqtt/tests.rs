@@ -5,8 +5,13 @@ use crate::dev::{
     robot::{Behaviour, LogEvent},
     testing::{Client, Identities, broker, id_of, only, options},
 };
+use rumqttc::v5::mqttbytes::{QoS, v5::PubAckReason};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use std::time::SystemTime;
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 
 fn config(broker: &Broker) -> MqttRobotConfig {
     let tenant = "t".parse().unwrap();
