@@ -231,6 +231,48 @@ async fn a_robots_last_will_takes_its_link_down_and_its_word_brings_it_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
+async fn what_a_broker_keeps_for_a_robot_that_is_gone_is_not_delivered() {
+    let broker = Mosquitto::start();
+    let mut gateway = Gateway::start(broker.port).await;
+    let lasting = || {
+        let mut options = Robot::options(broker.port, "t1", "r1");
+        options.set_clean_start(false);
+        options.set_session_expiry_interval(Some(3_600));
+        options
+    };
+    let robot = Robot::with(lasting(), "t1", "r1").await;
+    robot.online().await;
+    gateway.until_link(true).await;
+    robot.die();
+    gateway.until_link(false).await;
+    for n in 0..3 {
+        let stopped = gateway.adapter.stop(stop("r1", &format!("s{n}"))).await;
+        assert!(
+            matches!(stopped, Err(SignalError::Unreachable { .. })),
+            "{stopped:?}"
+        );
+    }
+    let cancel = Arc::new(Cancel {
+        command: command("r1", "m1"),
+        reason: "test".into(),
+    });
+    let cancelled = gateway.adapter.cancel(cancel).await;
+    assert!(
+        matches!(cancelled, Err(SignalError::Unreachable { .. })),
+        "{cancelled:?}"
+    );
+    // What was sent in vain does not pile up at the broker.
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let robot = Robot::with(lasting(), "t1", "r1").await;
+    robot.online().await;
+    gateway.until_link(true).await;
+    let stopped = gateway.adapter.stop(stop("r1", "last")).await;
+    assert_eq!(stopped, Ok(StopAnswer::Requested));
+    assert_eq!(robot.commands_until("last").await, ["last"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
 async fn a_slow_engine_makes_the_broker_wait_while_commands_are_still_acknowledged() {
     let broker = Mosquitto::start();
     let robot = Robot::start(broker.port, "r1").await;

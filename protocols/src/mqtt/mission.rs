@@ -28,6 +28,9 @@ use tokio::{
 
 /// How long a stop or a cancel waits for the broker's word.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(2);
+/// How long a broker keeps what is sent to a robot that is said to be gone, in case it is not. Not
+/// longer: the engine sends it again, and many times over before the robot returns.
+const GONE_LIFE: Duration = Duration::from_secs(1);
 /// How long a retained status may take to arrive once the broker has confirmed the subscription.
 const RETAINED_LIMIT: Duration = Duration::from_millis(500);
 
@@ -60,16 +63,16 @@ impl Adapter for MqttAdapter {
     async fn cancel(&self, cancel: Arc<Cancel>) -> Result<(), SignalError> {
         let robot = self.signalled(&cancel.command.robot_id)?;
         let topic = topic::cancel(&robot.tenant, &cancel.command.mission_id);
-        self.signal(topic, payload::cancel(&cancel, SystemTime::now()))
-            .await
+        let payload = payload::cancel(&cancel, SystemTime::now());
+        self.signal(&robot, topic, payload).await
     }
 
     async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
         let robot = self.signalled(&stop.robot_id)?;
         let topic = topic::command(&robot.tenant, &robot.robot_id, &stop.mission_id);
         self.router.track(&stop.mission_id);
-        self.signal(topic, payload::command(&stop, &robot, SystemTime::now()))
-            .await?;
+        let payload = payload::command(&stop, &robot, SystemTime::now());
+        self.signal(&robot, topic, payload).await?;
         Ok(StopAnswer::Requested)
     }
 
@@ -151,16 +154,23 @@ impl MqttAdapter {
     }
 
     /// Sends on the stop lane at once and behind the last command on its connection; returns
-    /// when the first of the two is delivered.
+    /// when the first of the two is delivered. A broker that keeps it for a robot that is gone has
+    /// not delivered it: it may lose it, and nobody may know for how long.
     async fn signal(
         &self,
+        robot: &MqttRobot,
         topic: String,
         payload: Result<Bytes, serde_json::Error>,
     ) -> Result<(), SignalError> {
         let unreachable = |reason: String| SignalError::Unreachable { reason };
         let payload = encode(payload).map_err(unreachable)?;
-        let at_once = self.stops.send(topic.clone(), payload.clone());
-        let behind = self.commands.send(topic, payload);
+        let gone = self.router.gone(&robot.robot_id);
+        let expires = gone.map(|_| Instant::now() + GONE_LIFE);
+        let at_once = self.stops.send(topic.clone(), payload.clone(), expires);
+        let behind = self.commands.send(topic, payload, expires);
+        if let Some(reason) = gone {
+            return Err(unreachable(reason.to_owned()));
+        }
         timeout_at(
             Instant::now() + SIGNAL_LIMIT,
             first_delivered(at_once, behind),
@@ -176,8 +186,14 @@ impl MqttAdapter {
 }
 
 impl LaneHandle {
-    fn send(&self, topic: String, payload: Bytes) -> oneshot::Receiver<Outcome> {
-        let (message, answer) = Message::new(topic, payload);
+    fn send(
+        &self,
+        topic: String,
+        payload: Bytes,
+        expires: Option<Instant>,
+    ) -> oneshot::Receiver<Outcome> {
+        let (mut message, answer) = Message::new(topic, payload);
+        message.expires = expires;
         self.queue.put(Item::Publish(message));
         answer
     }

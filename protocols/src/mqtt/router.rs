@@ -126,9 +126,14 @@ impl Router {
         if let Some(reason) = lock(&self.deaf).get(&known.tenant) {
             return Some(reason.to_string());
         }
+        self.gone(robot).map(str::to_owned)
+    }
+
+    /// Why a robot does not listen to its broker, if it or its last will said so.
+    pub(crate) fn gone(&self, robot: &RobotId) -> Option<&'static str> {
         lock(&self.offline)
             .contains(robot)
-            .then(|| "it says itself, or its last will does, that it is offline".to_owned())
+            .then_some("it says itself, or its last will does, that it is offline")
     }
 
     pub(crate) fn link(&self, robot: &RobotId) -> Link {

@@ -144,8 +144,14 @@ impl Robot {
         id: &str,
         transport: rumqttc::Transport,
     ) -> Self {
-        let mut options = MqttOptions::new(id, "127.0.0.1", port);
+        let mut options = Self::options(port, tenant, id);
         options.set_transport(transport);
+        Self::with(options, tenant, id).await
+    }
+
+    /// Without TLS, with presence and last will, for [`Robot::with`].
+    pub fn options(port: u16, tenant: &str, id: &str) -> MqttOptions {
+        let mut options = MqttOptions::new(id, "127.0.0.1", port);
         let offline = presence("offline");
         let topic = format!("portarium/{tenant}/robots/{id}/presence");
         options.set_last_will(LastWill::new(topic, offline, QoS::AtLeastOnce, true, None));
@@ -153,10 +159,10 @@ impl Robot {
         network.set_tcp_nodelay(true);
         options.set_network_options(network);
         options.set_keep_alive(Duration::from_secs(5));
-        Self::with_options(options, tenant, id).await
+        options
     }
 
-    async fn with_options(options: MqttOptions, tenant: &str, id: &str) -> Self {
+    pub async fn with(options: MqttOptions, tenant: &str, id: &str) -> Self {
         let (client, mut events) = AsyncClient::new(options, 10_000);
         let (command, commands) = mpsc::unbounded_channel();
         let (cancel, cancels) = mpsc::unbounded_channel();
