@@ -41,7 +41,7 @@ use portarium_protocols::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -147,9 +147,10 @@ impl Engine {
         Ok(Self { inner })
     }
 
-    /// Hears of what the journal's writer did; to be set before the writer runs.
+    /// Hears of what the journal's writer did; to be set before the writer runs. It does not keep
+    /// the engine, and with it the journal, from ending.
     pub fn observer(&self) -> Arc<dyn Observer> {
-        self.inner.clone()
+        Arc::new(Hooks(Arc::downgrade(&self.inner)))
     }
 
     /// No new missions from now on; what is being handed over is finished, what waits stays in
@@ -191,32 +192,47 @@ impl Inner {
     }
 }
 
-impl Observer for Inner {
+/// The writer holds this, the engine the journal, the journal the writer's queue: one of them
+/// has to let go, or the writer never ends.
+struct Hooks(Weak<Inner>);
+
+impl Observer for Hooks {
     fn committed(&self, took: Duration, appends: usize) {
-        self.world.observer.committed(took, appends);
+        if let Some(inner) = self.0.upgrade() {
+            inner.world.observer.committed(took, appends);
+        }
     }
 
     fn ended(&self, mission: &Arc<Mission>, position: u64) {
-        self.index().ended(mission, position);
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
+        inner.index().ended(mission, position);
         if !mission.command.action_type.is_stop() {
-            self.open.fetch_sub(1, Ordering::Relaxed);
+            inner.open.fetch_sub(1, Ordering::Relaxed);
         }
-        if let Some(adapter) = self.adapter(&mission.command.robot_id) {
+        if let Some(adapter) = inner.adapter(&mission.command.robot_id) {
             adapter.settle(&mission.command);
         }
     }
 
     fn refused(&self, mission: &Arc<Mission>) {
-        self.index().remove(mission);
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        if let Some(robot) = self.robot(&mission.command.robot_id) {
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
+        inner.index().remove(mission);
+        inner.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(robot) = inner.robot(&mission.command.robot_id) {
             robot.lock().forget(&mission.command.mission_id);
             robot.wake.notify_one();
         }
     }
 
     fn forgotten(&self, missions: Vec<Forgotten>) {
-        let mut index = self.index();
+        let Some(inner) = self.0.upgrade() else {
+            return;
+        };
+        let mut index = inner.index();
         for mission in &missions {
             index.forgotten(mission);
         }

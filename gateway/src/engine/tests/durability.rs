@@ -117,3 +117,11 @@ async fn commits_are_grouped() {
     println!("1000 concurrent dispatches took {commits} commits");
     assert!(commits < 20, "{commits}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_writer_ends_when_the_engine_is_gone() {
+    let mut sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), sim.close()).await;
+    assert!(closed.is_ok(), "the writer's thread would never end");
+}
