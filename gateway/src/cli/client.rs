@@ -4,7 +4,7 @@ use super::{Usage, output};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use portarium_identity::{
-    ClientTls, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
+    ClientTls, IdentityState, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
 };
 use portarium_protocols::grpc::{
     ALPN, Channel, ChannelError, Connection, GrpcError, Target, connect,
@@ -85,10 +85,14 @@ impl IdentityArgs {
 pub(super) async fn svid(manager: &SvidManager) -> anyhow::Result<Arc<Snapshot>> {
     match timeout(SVID_LIMIT, manager.ready()).await {
         Ok(snapshot) => Ok(snapshot),
-        Err(_) => Err(anyhow!(
-            "no SVID within {SVID_LIMIT:?}: {}",
-            manager.state()
-        )),
+        Err(_) => {
+            let state = manager.state();
+            let advice = match state {
+                IdentityState::NoSuchHint { .. } => "; choose one with --hint",
+                _ => "",
+            };
+            Err(anyhow!("no SVID within {SVID_LIMIT:?}: {state}{advice}"))
+        }
     }
 }
 

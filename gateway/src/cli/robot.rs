@@ -44,7 +44,7 @@ pub(super) struct ReasonArgs {
     #[command(flatten)]
     robot: ShowArgs,
     /// Why, for people.
-    #[arg(long, default_value = "by an operator")]
+    #[arg(long, default_value = "no reason given")]
     reason: String,
 }
 
