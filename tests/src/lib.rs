@@ -14,6 +14,7 @@
 mod caller;
 mod config;
 mod gateway;
+mod house;
 mod identities;
 mod mosquitto;
 mod process;
@@ -26,6 +27,7 @@ mod watch;
 pub use caller::{Caller, mission, stop};
 pub use config::{Config, Ports};
 pub use gateway::GatewayProcess;
+pub use house::House;
 pub use identities::{Identities, hints, spiffe_id};
 pub use mosquitto::Mosquitto;
 pub use process::{Process, binary, free_port};

@@ -9,7 +9,16 @@ use std::{
 /// The components that have to be ready. A robot out of reach is no reason: the gateway works.
 #[derive(Debug, Default)]
 pub struct Readiness {
-    reasons: Mutex<BTreeMap<String, Option<String>>>,
+    standings: Mutex<BTreeMap<String, Standing>>,
+}
+
+/// How one component stands.
+#[derive(Debug)]
+struct Standing {
+    /// Why it is not ready.
+    reason: Option<String>,
+    /// Before it was ready for the first time, not being ready is no news for a warning.
+    started: bool,
 }
 
 /// The place of one component. Not ready until it says so.
@@ -28,8 +37,11 @@ impl Readiness {
     /// Adds a component (`identity`, `journal`, `mqtt.main` and so on) that is starting.
     pub fn component(self: &Arc<Self>, name: impl Into<String>) -> Component {
         let name = name.into();
-        self.lock()
-            .insert(name.clone(), Some("starting".to_owned()));
+        let standing = Standing {
+            reason: Some("starting".to_owned()),
+            started: false,
+        };
+        self.lock().insert(name.clone(), standing);
         Component {
             name,
             readiness: Arc::clone(self),
@@ -38,29 +50,34 @@ impl Readiness {
 
     /// Each component that is not ready, with the reason.
     pub fn reasons(&self) -> Vec<(String, String)> {
-        let reasons = self.lock();
-        let set = reasons
+        let standings = self.lock();
+        let set = standings
             .iter()
-            .filter_map(|(name, reason)| Some((name.clone(), reason.clone()?)));
+            .filter_map(|(name, standing)| Some((name.clone(), standing.reason.clone()?)));
         set.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
-        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Standing>> {
+        self.standings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, name: &str, reason: Option<String>) {
-        let mut reasons = self.lock();
-        let Some(current) = reasons.get_mut(name) else {
+        let mut standings = self.lock();
+        let Some(standing) = standings.get_mut(name) else {
             return;
         };
-        if *current == reason {
+        if standing.reason == reason {
             return;
         }
-        *current = reason.clone();
-        drop(reasons);
+        standing.reason.clone_from(&reason);
+        let started = standing.started;
+        standing.started |= reason.is_none();
+        drop(standings);
         match reason {
-            Some(reason) => tracing::warn!(component = name, "not ready: {reason}"),
+            Some(reason) if started => tracing::warn!(component = name, "not ready: {reason}"),
+            Some(reason) => tracing::info!(component = name, "not ready yet: {reason}"),
             None => tracing::info!(component = name, "ready"),
         }
     }

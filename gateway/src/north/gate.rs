@@ -13,7 +13,7 @@ use tonic::{Request, Status};
 
 /// Decides on calls and writes the decisions down.
 #[derive(Clone)]
-pub struct Gate {
+pub(super) struct Gate {
     policy: Arc<ArcSwap<Policy>>,
     audit: Audit,
     development: Option<Development>,

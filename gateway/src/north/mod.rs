@@ -1,6 +1,6 @@
 //! The mission service: the contract towards the control plane and operators.
 //!
-//! Each call passes the same gate: who is it ([`Gate::principal`]), may it call this method, may
+//! Each call passes the same gate: who is it, may it call this method, may
 //! it do so to this robot; and each decision is one line of the audit. What a mission promises is
 //! the engine's.
 
@@ -11,7 +11,7 @@ mod missions;
 mod robots;
 mod watch;
 
-pub use gate::Gate;
+use gate::Gate;
 pub use watch::POSITION;
 
 use crate::{audit::Audit, config::Development, engine::Engine, policy::Policy};

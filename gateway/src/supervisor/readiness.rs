@@ -19,8 +19,12 @@ const RECONCILE_PATIENCE: Duration = Duration::from_secs(30);
 /// Follows the identity until the process ends.
 pub(super) async fn identity(manager: SvidManager, component: Component) {
     let mut ticks = interval(PERIOD);
+    let mut snapshots = manager.snapshots();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Ok(()) = snapshots.changed() => {}
+        }
         match manager.state() {
             IdentityState::Ready => component.ready(),
             state if manager.current().is_none() => component.not_ready(state),
