@@ -318,6 +318,7 @@ fn insert_mission(
     mission: &Mission,
 ) -> rusqlite::Result<()> {
     let command = &mission.command;
+    let (plan_key, idempotency_key) = mission.keys();
     let text = serde_json::to_string(&**command)
         .map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
     transaction
@@ -327,8 +328,8 @@ fn insert_mission(
             command.mission_id.as_str(),
             command.robot_id.as_str(),
             &*mission.caller,
-            &command.plan_effect_idempotency_key,
-            &command.idempotency_key,
+            plan_key,
+            idempotency_key,
             to_millis(mission.accepted_at),
             text,
         ))?;
