@@ -257,10 +257,7 @@ impl RobotState {
     /// Nothing of it was sent, for certain: it waits again, in front, or is over if somebody
     /// wanted that.
     fn not_sent(&mut self, id: &MissionId, reason: &str, at: &Arc<str>, records: &mut Vec<Record>) {
-        let Some(active) = self.active.take() else {
-            return;
-        };
-        let Some(open) = self.open.get(id) else {
+        let (Some(active), Some(open)) = (&self.active, self.open.get(id)) else {
             return;
         };
         if active.cancel != CancelPhase::Idle || open.state.cancel_requested {
@@ -272,6 +269,7 @@ impl RobotState {
             self.advance(id, MissionStatus::Cancelled, &word, records);
             return;
         }
+        self.active = None;
         self.queue.push_front(id.clone());
         let detail: Option<Arc<str>> =
             (!reason.is_empty()).then(|| format!("not sent yet: {reason}").into());
