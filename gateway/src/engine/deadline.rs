@@ -74,7 +74,9 @@ impl RobotState {
             .unheard_stops()
             .map(|(_, sent)| sent + spec.deliver_within);
         let stop = self.stop.next.as_ref().and(self.stop.retry_at);
-        let cancel = self.cancel_due().flatten();
+        // Out of reach, its return is waited for.
+        let cancel = self.cancel_due().filter(|_| self.link.is_ok());
+        let cancel = cancel.map(|at| at.unwrap_or(now));
         waiting
             .chain(unheard)
             .chain(stops)

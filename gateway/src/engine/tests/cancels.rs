@@ -115,3 +115,19 @@ async fn a_cancel_while_the_mission_is_handed_over_reaches_the_robot() {
     assert_eq!(cancel(&sim, "m1").await, Cancelled::Requested);
     assert_eq!(sim.robots.cancelled("r"), ["m1"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_does_not_get_through_is_sent_again_without_spinning() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    let reason = "gone".to_owned();
+    let lost = (Duration::ZERO, Err(SignalError::Unreachable { reason }));
+    sim.robots.script("r", |s| s.cancel.push_back(lost));
+    cancel(&sim, "m1").await;
+    sim.link("r", false).await;
+    sleep(Duration::from_millis(900)).await;
+    let turns = turns_during(&sim, Duration::from_secs(10)).await;
+    assert!(turns < 100, "the driver spins: {turns} turns");
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
+}

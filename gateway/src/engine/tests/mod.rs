@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cancels;
+mod deadlines;
 mod durability;
 mod fake;
 mod keys;
