@@ -178,13 +178,18 @@ impl RobotState {
         if !matches!(active.phase, Phase::Committing(_)) {
             return;
         }
+        let Some(open) = self.open.get(id) else {
+            return;
+        };
+        // The commit may have taken its time: what is stale by now goes back and expires.
         let free = self.link.is_ok()
             && self.reconciled
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
             && !self.stop.under_way
-            && self.stop.next.is_none();
+            && self.stop.next.is_none()
+            && open.deliver_by > Instant::now();
         if free {
             self.send(id, spec, calls);
         } else {

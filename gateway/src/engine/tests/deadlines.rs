@@ -152,3 +152,17 @@ async fn a_robot_that_does_not_come_back_after_a_crash_is_given_up_in_time() {
     sleep(Duration::from_secs(200)).await;
     assert_eq!(sim.status("m1").await, "Dispatched?");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_became_durable_too_late_is_not_sent() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    let asked = sim.begin(mission("r", "m1")).await;
+    sleep(Duration::from_secs(61)).await;
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(1)).await;
+    asked.await.unwrap().unwrap();
+    assert!(sim.robots.dispatched("r").is_empty());
+    assert_eq!(sim.status("m1").await, "Failed");
+    assert!(sim.detail("m1").await.contains("never sent"));
+}
