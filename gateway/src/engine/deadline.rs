@@ -2,7 +2,7 @@
 
 use super::{
     RobotSpec,
-    robot::{CancelPhase, Phase, RobotState},
+    robot::{Active, CancelPhase, Phase, RobotState},
     transition::Word,
 };
 use crate::journal::Record;
@@ -41,8 +41,8 @@ impl RobotState {
         }
         if let Some(id) = self
             .unheard()
-            .filter(|id| self.deadline(id) <= now)
-            .cloned()
+            .filter(|active| active.word_by <= now)
+            .map(|active| active.id.clone())
         {
             let detail =
                 format!("sent, but the robot said nothing within {within}; cancel requested");
@@ -69,7 +69,7 @@ impl RobotState {
     /// When the clock matters again.
     pub(super) fn next_moment(&self, now: Instant, spec: &RobotSpec) -> Instant {
         let waiting = self.queue.iter().map(|id| self.deadline(id));
-        let unheard = self.unheard().map(|id| self.deadline(id));
+        let unheard = self.unheard().map(|active| active.word_by);
         let stops = self
             .unheard_stops()
             .map(|(_, sent)| sent + spec.deliver_within);
@@ -93,13 +93,13 @@ impl RobotState {
     }
 
     /// The mission that was sent and of which the robot has said nothing.
-    fn unheard(&self) -> Option<&MissionId> {
+    fn unheard(&self) -> Option<&Active> {
         let active = self.active.as_ref()?;
         let open = self.open.get(&active.id)?;
         (matches!(active.phase, Phase::Sent | Phase::Lost)
             && !open.state.heard
             && !open.state.outcome_unknown)
-            .then_some(&active.id)
+            .then_some(active)
     }
 
     /// Stops that were sent and not answered, and when they were sent.

@@ -206,6 +206,7 @@ impl RobotState {
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
         active.phase = Phase::Sending;
+        active.word_by = open.deliver_by;
         calls.push(
             dispatch(
                 adapter,

@@ -86,6 +86,9 @@ pub(super) struct Active {
     pub(super) id: MissionId,
     pub(super) phase: Phase,
     pub(super) cancel: CancelPhase,
+    /// Until when its first word is awaited. Within `deliver_within` of the acceptance; a gateway
+    /// that was away could not hear it, and gives the robot as long again.
+    pub(super) word_by: Instant,
 }
 
 /// How far the hand-over is.

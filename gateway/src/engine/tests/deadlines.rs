@@ -166,3 +166,24 @@ async fn an_attempt_that_became_durable_too_late_is_not_sent() {
     assert_eq!(sim.status("m1").await, "Failed");
     assert!(sim.detail("m1").await.contains("never sent"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_was_away_asks_before_it_calls_a_mission_unheard() {
+    let mut sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.die();
+    sleep(Duration::from_secs(120)).await;
+    sim.robots.set_down("r", true);
+    let known = super::world::report("m1", MissionStatus::Executing);
+    let known = (Duration::from_millis(50), Ok(Reconciled::Known(known)));
+    sim.robots.script("r", |s| s.reconcile.push_back(known));
+    sim.open().await;
+    sleep(Duration::from_secs(2)).await;
+    sim.link("r", true).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(sim.status("m1").await, "Executing");
+    assert!(
+        sim.robots.cancelled("r").is_empty(),
+        "it was cancelled for the gateway's absence"
+    );
+}
