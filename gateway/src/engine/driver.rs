@@ -206,6 +206,7 @@ impl RobotState {
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
         active.phase = Phase::Sending;
+        self.dispatching = true;
         active.word_by = open.deliver_by;
         calls.push(
             dispatch(
@@ -225,6 +226,7 @@ impl RobotState {
         at: &Arc<str>,
         records: &mut Vec<Record>,
     ) {
+        self.dispatching = false;
         let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
             return;
         };

@@ -7,5 +7,6 @@ mod deadlines;
 mod durability;
 mod fake;
 mod keys;
+mod recovery;
 mod stops;
 mod world;
