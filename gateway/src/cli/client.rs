@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 /// How long to wait for an SVID before saying what is in its way.
-pub(super) const SVID_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const SVID_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long one call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(10);

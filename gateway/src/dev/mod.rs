@@ -12,7 +12,10 @@ mod testing;
 
 pub use stage::{Stage, StageError, StageOptions, hints};
 
-use crate::supervisor::Orders;
+use crate::{
+    config::{ConfigError, Place},
+    supervisor::Orders,
+};
 use anyhow::Context as _;
 use std::{
     path::{Path, PathBuf},
@@ -73,7 +76,7 @@ async fn perform(dir: &Path, demo: bool) -> anyhow::Result<bool> {
         ..orders
     };
     crate::supervisor::heed_signals(&orders)?;
-    let gateway = stage.gateway()?;
+    let gateway = stage.gateway().map_err(with_advice)?;
     let addresses = gateway.addresses()?;
     let mut serving = tokio::spawn(gateway.serve(orders.clone()));
     let well = tokio::select! {
@@ -87,6 +90,21 @@ async fn perform(dir: &Path, demo: bool) -> anyhow::Result<bool> {
     serving.await.context("the gateway failed")??;
     stage.close().await;
     well
+}
+
+/// The file that the error names is ours; the ports are changed elsewhere.
+fn with_advice(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(ConfigError::Key {
+            place: Place::File { key, .. },
+            ..
+        }) if key.ends_with(".listen") => {
+            let section = key.trim_end_matches(".listen").to_uppercase();
+            let advice = format!("set PORTARIUM__{section}__LISTEN=127.0.0.1:0 for any free port");
+            error.context(advice)
+        }
+        _ => error,
+    }
 }
 
 async fn act(

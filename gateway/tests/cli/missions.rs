@@ -310,7 +310,7 @@ async fn robots_are_listed_in_columns() {
     let noted = world.script.noted.lock().unwrap().clone();
     assert_eq!(
         noted[noted.len() - 2..],
-        ["hold amr-7 cleaning", "release amr-7 by an operator"]
+        ["hold amr-7 cleaning", "release amr-7 no reason given"]
     );
 }
 

@@ -47,7 +47,7 @@ async fn without_a_socket_show_fails_in_time_and_says_why() {
     let (exit, out, err) = ended(bare("svid show --socket /no/agent.sock")).await;
     assert_eq!((exit, out.as_str()), (1, ""));
     assert!(
-        err.starts_with("error: no SVID within 5s: the Workload API socket does not exist"),
+        err.starts_with("error: no SVID within 4s: the Workload API socket does not exist"),
         "{err}"
     );
     assert!(began.elapsed() < Duration::from_secs(7));

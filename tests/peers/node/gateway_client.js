@@ -44,15 +44,24 @@ class GatewayClient {
 
   /**
    * Every update of the missions selected, none missed and none twice. A stream ends with the
-   * certificates of its connection at the latest; the next one begins where it ended.
+   * certificates of its connection at the latest; the next one begins where it ended. `opened`
+   * is called for each.
    */
-  async *watch(selected) {
+  async *watch(selected, opened = () => {}) {
     let request = selected;
     for (;;) {
       const stream = this.#client.WatchMissions(request);
+      const resumeAfter = (position) => {
+        request = { ...selected, from_now: false, after_position: position };
+      };
+      // Where it begins, so that it can be resumed even before its first update.
+      stream.once('metadata', (head) => {
+        resumeAfter(head.get('portarium-position')[0]);
+        opened();
+      });
       try {
         for await (const update of stream) {
-          request = { ...selected, from_now: false, after_position: update.position };
+          resumeAfter(update.position);
           yield update;
         }
       } catch (error) {

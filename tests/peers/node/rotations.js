@@ -16,7 +16,7 @@ const MISSION_LIMIT_MS = 60_000;
 
 const [target, dir, protoFile, rotations, ...robots] = process.argv.slice(2);
 const client = new GatewayClient(target, dir, protoFile);
-const seen = { calls: 0, failed: [], dispatched: 0, succeeded: 0, cancelled: 0, updates: 0 };
+const seen = { calls: 0, failed: [], dispatched: 0, succeeded: 0, cancelled: 0, updates: 0, streams: 0 };
 const missions = new Map();
 const changes = new EventEmitter().setMaxListeners(0);
 
@@ -30,9 +30,13 @@ async function call(method, request) {
   }
 }
 
-async function watch() {
+async function watch(begun) {
   let last = 0n;
-  for await (const update of client.watch({ from_now: true })) {
+  const opened = () => {
+    seen.streams += 1;
+    begun();
+  };
+  for await (const update of client.watch({ from_now: true }, opened)) {
     const position = BigInt(update.position);
     if (position <= last) seen.failed.push(`position ${position} came after ${last}`);
     last = position;
@@ -103,7 +107,12 @@ function countGenerations() {
 
 async function main() {
   const generations = countGenerations();
-  watch().catch((error) => seen.failed.push(`watch: ${error.message}`));
+  await new Promise((begun) => {
+    watch(begun).catch((error) => {
+      seen.failed.push(`watch: ${error.message}`);
+      begun();
+    });
+  });
   const drive = async (robot) => {
     for (let n = 1; generations.size <= Number(rotations); n += 1) await mission(robot, n % 5 === 0);
   };

@@ -1,0 +1,422 @@
+//! The shipped binary as its users meet it: every command as a client of a real gateway.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::{
+    Ended, LIMIT, Process, World, assert_contains, id, process, until, world::free_port,
+};
+use portarium_gateway::dev::hints::{CONTROL_PLANE, GATEWAY, OPERATOR};
+use serde_json::Value;
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::process::Command;
+
+const TTL: Duration = Duration::from_secs(3600);
+
+/// The words as a client of this world's gateway.
+fn client(world: &World, hint: &str, words: &str) -> Command {
+    let words: Vec<_> = words.split_whitespace().collect();
+    let mut command = process::command(&words);
+    command
+        .args(["--hint", hint])
+        .env("SPIFFE_ENDPOINT_SOCKET", world.socket())
+        .env("PORTARIUM_SERVER", format!("localhost:{}", world.grpc))
+        .env("PORTARIUM_SERVER_ID", id(GATEWAY));
+    command
+}
+
+async fn done(world: &World, hint: &str, words: &str) -> Ended {
+    Process::spawn(client(world, hint, words)).ended().await
+}
+
+/// Runs it, expects this exit code, and returns what it said on standard output.
+async fn told(world: &World, hint: &str, code: i32, words: &str) -> String {
+    let ended = done(world, hint, words).await;
+    assert_eq!(ended.code, Some(code), "{words}: {ended:?}");
+    ended.out
+}
+
+async fn json(world: &World, hint: &str, words: &str) -> Value {
+    let out = told(world, hint, 0, &format!("{words} --json")).await;
+    assert_eq!(out.lines().count(), 1, "{out}");
+    serde_json::from_str(&out).unwrap()
+}
+
+fn positions(out: &str) -> Vec<(u64, String, String)> {
+    let lines = out.lines().map(|line| {
+        let update: Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| update[key].as_str().unwrap().to_owned();
+        (update["position"].as_u64().unwrap(), text("mission_id"), text("status"))
+    });
+    lines.collect()
+}
+
+#[tokio::test]
+async fn missions_are_dispatched_followed_cancelled_stopped_and_confirmed() {
+    let world = World::new(TTL).await;
+    let _gateway = world.serve().await;
+
+    let out = told(
+        &world,
+        CONTROL_PLANE,
+        0,
+        "mission dispatch --robot sim-mqtt --action navigate_to --param x=1 --param duration=0.1 --follow",
+    )
+    .await;
+    assert_contains(&out, "is accepted for robot sim-mqtt");
+    for status in ["Pending", "Dispatched", "Executing", "Succeeded"] {
+        assert_contains(&out, status);
+    }
+
+    // The same keys again: the first answer, and nothing new.
+    let again = "mission dispatch --robot sim-grpc --action dock --param duration=0.1 --mission-id m-1 --plan-key p-1 --key k-1";
+    let first = json(&world, CONTROL_PLANE, again).await;
+    let second = json(&world, CONTROL_PLANE, again).await;
+    assert_eq!(first["gateway_request_id"], second["gateway_request_id"]);
+    assert_eq!(second["status"], "DISPATCH_STATUS_DISPATCHED");
+    reached(&world, "m-1", "Succeeded").await;
+
+    // A long one is cancelled.
+    told(&world, CONTROL_PLANE, 0, "mission dispatch --robot sim-mqtt --action navigate_to --param duration=60 --mission-id m-2").await;
+    reached(&world, "m-2", "Executing").await;
+    let out = told(&world, CONTROL_PLANE, 0, "mission cancel m-2 --reason changed").await;
+    assert_contains(&out, "mission m-2 is asked to end");
+    reached(&world, "m-2", "Cancelled").await;
+    let out = told(&world, CONTROL_PLANE, 1, "mission cancel m-2").await;
+    assert_contains(&out, "mission m-2 is not cancelled");
+
+    // Another one is stopped; what follows it is told to fail.
+    let mut follow = client(&world, CONTROL_PLANE, "mission dispatch --robot sim-grpc --action navigate_to --param duration=60 --mission-id m-3 --follow");
+    follow.kill_on_drop(true);
+    let follow = Process::spawn(follow);
+    follow.says("Executing").await;
+    let out = told(&world, CONTROL_PLANE, 0, "mission stop --robot sim-grpc").await;
+    assert_contains(&out, "robot sim-grpc: ");
+    assert_contains(&out, "durably");
+    let ended = follow.ended().await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_contains(&ended.out, "Cancelled");
+
+    // One that an operator has to confirm.
+    told(&world, CONTROL_PLANE, 0, "mission dispatch --robot sim-grpc --action navigate_to --param duration=0.1 --mission-id m-4 --manual").await;
+    until("it awaits confirmation", || async {
+        let told = json(&world, OPERATOR, "mission status m-4").await;
+        (told["awaiting_confirmation"] == true).then_some(())
+    })
+    .await;
+    let refused = done(&world, CONTROL_PLANE, "mission confirm m-4").await;
+    assert_eq!((refused.code, refused.err.lines().count()), (Some(1), 1), "{refused:?}");
+    assert_contains(&refused.err, "ConfirmMission");
+    let out = told(&world, OPERATOR, 0, "mission confirm m-4").await;
+    assert_contains(&out, "mission m-4 is confirmed");
+    reached(&world, "m-4", "Succeeded").await;
+
+    // What is refused is exit code 1 and says why.
+    let out = told(&world, CONTROL_PLANE, 1, "mission dispatch --robot sim-mqtt --action weld").await;
+    assert_contains(&out, "UnsupportedAction");
+    assert_contains(&out, "it takes dock, navigate_to, undock");
+}
+
+async fn reached(world: &World, mission: &str, status: &str) {
+    until(&format!("{mission} is {status}"), || async {
+        let told = json(world, OPERATOR, &format!("mission status {mission}")).await;
+        (told["status"] == status).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn robots_are_listed_shown_held_and_released() {
+    let world = World::new(TTL).await;
+    let _gateway = world.serve().await;
+    let out = told(&world, OPERATOR, 0, "robot list").await;
+    assert_eq!(out.lines().count(), 3, "{out}");
+    let listed = told(&world, OPERATOR, 0, "robot list --json").await;
+    let robots: Vec<Value> = listed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(robots[0]["robot_id"], "sim-grpc");
+    assert_eq!(robots[1]["reachable"], true);
+
+    let held = json(&world, OPERATOR, "robot hold sim-mqtt --reason cleaning").await;
+    assert_eq!(held["hold_reason"], "cleaning");
+    let out = told(&world, OPERATOR, 0, "robot show sim-mqtt").await;
+    assert_contains(&out, "held: cleaning");
+    let out = told(&world, CONTROL_PLANE, 1, "mission dispatch --robot sim-mqtt --action dock").await;
+    assert_contains(&out, "InvalidState: robot sim-mqtt is held by an operator: cleaning");
+    let out = told(&world, OPERATOR, 0, "robot release sim-mqtt").await;
+    assert_contains(&out, "ready");
+    let missing = done(&world, OPERATOR, "robot show amr-404").await;
+    assert_eq!(missing.code, Some(1));
+    assert_eq!(missing.err, "error: robot amr-404 is not configured\n");
+}
+
+#[tokio::test]
+async fn a_watch_that_is_resumed_misses_nothing_and_ends_on_ctrl_c() {
+    let world = World::new(TTL).await;
+    let gateway = world.serve().await;
+    let dispatch = |mission: String| {
+        let words = format!(
+            "mission dispatch --robot sim-mqtt --action dock --param duration=0.05 --follow --mission-id {mission}"
+        );
+        let world = &world;
+        async move { told(world, CONTROL_PLANE, 0, &words).await }
+    };
+    // From now on: what was before is not told.
+    dispatch("before".into()).await;
+    let live = Process::spawn(client(&world, OPERATOR, "mission watch --json"));
+    until("the watch is open", || async {
+        (world.metric("portarium_gateway_grpc_connections", &[]).await >= 1.0).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for n in 0..3 {
+        dispatch(format!("m-{n}")).await;
+    }
+    live.says("\"m-2\",\"observed").await;
+    until("its end", || async { (live.out().matches("Succeeded").count() == 3).then_some(()) }).await;
+    let began = Instant::now();
+    live.interrupt();
+    let live = live.ended().await;
+    assert_eq!((live.code, live.err.as_str()), (Some(0), ""), "{live:?}");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let first = positions(&live.out);
+    assert!(first.iter().all(|(_, mission, _)| mission != "before"), "{first:?}");
+
+    // Where it left off: exactly what follows, also across a restart of the gateway.
+    let (last, ..) = first.last().unwrap();
+    for n in 3..5 {
+        dispatch(format!("m-{n}")).await;
+    }
+    let resumed = Process::spawn(client(&world, OPERATOR, &format!("mission watch --json --after {last}")));
+    resumed.says("m-4").await;
+    gateway.interrupt();
+    assert_eq!(gateway.ended().await.code, Some(0));
+    let gateway = world.serve().await;
+    dispatch("m-5".into()).await;
+    until("its end", || async {
+        (resumed.out().matches("Succeeded").count() == 3).then_some(())
+    })
+    .await;
+    resumed.interrupt();
+    let resumed = resumed.ended().await;
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    assert_contains(&resumed.err, "resuming");
+    let second = positions(&resumed.out);
+
+    let all = Process::spawn(client(&world, OPERATOR, "mission watch --json --after 0"));
+    until("all of it", || async { (all.out().matches("Succeeded").count() == 7).then_some(()) }).await;
+    drop(gateway);
+    let all: Vec<_> = positions(&all.out());
+    let seen: Vec<_> = first.into_iter().chain(second).collect();
+    let expected: Vec<_> = all.into_iter().filter(|(_, m, _)| m != "before").collect();
+    assert_eq!(seen, expected);
+    println!("FIGURE cli: {} updates over two watches and a restart, none missed, none twice", seen.len());
+}
+
+#[tokio::test]
+async fn an_svid_in_files_is_of_one_generation_whenever_it_is_read() {
+    let world = World::new(Duration::from_secs(10)).await;
+    let dir = world.file("svid");
+    let words = format!("svid write --dir {}", dir.display());
+    let mut writer = process::command(&words.split(' ').collect::<Vec<_>>());
+    writer.args(["--hint", CONTROL_PLANE, "--socket", &world.socket()]);
+    let writer = Process::spawn(writer);
+    writer.says("generation 1: ").await;
+    let mode = fs::metadata(dir.join("key.pem")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let mut svids = std::collections::BTreeSet::new();
+    let mut reads = 0;
+    let began = Instant::now();
+    while svids.len() < 20 && began.elapsed() < LIMIT {
+        if reads % 20 == 0 {
+            world.stage.authority.rotate();
+        }
+        if let Some(svid) = read_generation(&dir) {
+            svids.insert(svid);
+            reads += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(svids.len() >= 20, "{} generations", svids.len());
+    println!("FIGURE cli: {reads} reads of three files over {} generations, all of one", svids.len());
+    writer.interrupt();
+    let ended = writer.ended().await;
+    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
+    // What was written stays for those who still read it.
+    assert!(read_generation(&dir).is_some());
+}
+
+/// The certificate, once key and certificate were found to be a pair; `None` where the generation
+/// went away in between.
+fn read_generation(dir: &Path) -> Option<String> {
+    let generation = fs::canonicalize(dir.join("..current")).unwrap();
+    let read = |name: &str| fs::read(generation.join(name)).ok();
+    let [svid, key, bundle] = [read("svid.pem")?, read("key.pem")?, read("bundle.pem")?];
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&svid).collect();
+    let key = PrivateKeyDer::from_pem_slice(&key).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(&bundle) {
+        roots.add(authority.unwrap()).unwrap();
+    }
+    // Fails where the key is another certificate's.
+    rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain.unwrap(), key)
+        .unwrap();
+    Some(String::from_utf8(svid).unwrap())
+}
+
+#[tokio::test]
+async fn the_svid_is_shown_and_watched() {
+    let world = World::new(TTL).await;
+    let shown = json_svid(&world, "svid show").await;
+    assert_eq!(shown["spiffe_id"], id(OPERATOR));
+    assert_eq!(shown["hint"], OPERATOR);
+    let out = svid(&world, "svid show").await.ended().await;
+    assert_eq!(out.code, Some(0), "{out:?}");
+    assert_contains(&out.out, &id(OPERATOR));
+
+    let watch = svid(&world, "svid watch").await;
+    watch.says("generation 1: ").await;
+    world.stage.authority.rotate();
+    watch.says("generation 2: ").await;
+    watch.interrupt();
+    assert_eq!(watch.ended().await.code, Some(0));
+}
+
+async fn svid(world: &World, words: &str) -> Process {
+    let mut command = process::command(&words.split(' ').collect::<Vec<_>>());
+    command.args(["--hint", OPERATOR, "--socket", &world.socket()]);
+    Process::spawn(command)
+}
+
+async fn json_svid(world: &World, words: &str) -> Value {
+    let ended = svid(world, &format!("{words} --json")).await.ended().await;
+    serde_json::from_str(&ended.out).unwrap()
+}
+
+#[tokio::test]
+async fn without_an_agent_the_svid_is_not_shown_and_that_is_said_within_five_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = format!("unix://{}/agent.sock", dir.path().display());
+    let began = Instant::now();
+    let ended = process::run(&["svid", "show", "--socket", &socket]).await;
+    let took = began.elapsed();
+    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_contains(&ended.err, "the Workload API socket does not exist");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    println!("FIGURE cli: svid show without a socket fails after {took:.2?}");
+
+    let ended = process::run(&["svid", "show"]).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_contains(&ended.err, "SPIFFE_ENDPOINT_SOCKET");
+
+    // Several SVIDs and no choice: the choices are named.
+    let world = World::new(TTL).await;
+    let ended = process::run(&["svid", "show", "--socket", &world.socket()]).await;
+    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_contains(&ended.err, "choose one with --hint");
+    assert_contains(&ended.err, OPERATOR);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_there_or_another_one_is_one_clear_line_and_exit_code_1() {
+    let world = World::new(TTL).await;
+    for words in ["robot list", "mission status m", "mission watch", "mission stop --robot sim-mqtt"] {
+        let ended = done(&world, OPERATOR, words).await;
+        assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{words}: {ended:?}");
+        assert_contains(&ended.err, &format!("error: localhost:{} as {}: ", world.grpc, id(OPERATOR)));
+        assert_contains(&ended.err, "refused");
+    }
+    let _gateway = world.serve().await;
+    let mut other = client(&world, OPERATOR, "robot list");
+    other.env("PORTARIUM_SERVER_ID", id("another"));
+    let ended = Process::spawn(other).ended().await;
+    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_contains(&ended.err, &format!("the policy does not admit {}", id(GATEWAY)));
+    // And one that does not admit us says what that may be.
+    let ended = done(&world, "robot", "robot list").await;
+    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_contains(&ended.err, "does not admit our SPIFFE ID");
+}
+
+#[tokio::test]
+async fn wrong_usage_is_exit_code_2() {
+    for words in [
+        &["mission"][..],
+        &["mission", "dispatch"],
+        &["mission", "resolve", "m-1", "--as", "pending"],
+        &["robot", "list", "--server", "nowhere"],
+        &["launch"],
+    ] {
+        let ended = process::run(words).await;
+        assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{words:?}: {ended:?}");
+    }
+}
+
+/// `dev` on ports of its own, as its advice says.
+fn dev(words: &[&str], grpc: &str) -> Command {
+    let mut command = process::command(&[&["dev"], words].concat());
+    command
+        .env("PORTARIUM__GRPC__LISTEN", grpc)
+        .env("PORTARIUM__HEALTH__LISTEN", format!("127.0.0.1:{}", free_port()))
+        .env("PORTARIUM__ADMIN__LISTEN", "127.0.0.1:0");
+    command
+}
+
+#[tokio::test]
+async fn dev_tells_commands_that_work_and_ends_promptly_on_ctrl_c() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let dev = Process::spawn(dev(&["--state-dir", state.to_str().unwrap()], "127.0.0.1:0"));
+    dev.says("Ctrl-C ends it").await;
+    let banner = dev.out();
+    let exports = banner.lines().filter_map(|line| line.trim().strip_prefix("export "));
+    let exports: Vec<(String, String)> = exports
+        .flat_map(|line| line.split(' '))
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    assert_eq!(exports.len(), 3, "{banner}");
+    let shown = banner.lines().filter_map(|line| line.trim().strip_prefix("portarium-gateway "));
+    let mut tried = 0;
+    for words in shown.filter(|line| line.contains("--hint") && !line.contains("watch")) {
+        let words: Vec<_> = words.split(' ').collect();
+        let mut command = process::command(&words);
+        command.envs(exports.clone());
+        let ended = Process::spawn(command).ended().await;
+        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{words:?}: {ended:?}");
+        tried += 1;
+    }
+    assert_eq!(tried, 4, "{banner}");
+    for file in ["gateway.toml", "journal.sqlite", "audit.jsonl", "agent.sock"] {
+        assert!(state.join(file).exists(), "{file}");
+    }
+    let began = Instant::now();
+    dev.interrupt();
+    let ended = dev.ended().await;
+    let took = began.elapsed();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    println!("FIGURE cli: dev ends {took:.2?} after Ctrl-C");
+}
+
+#[tokio::test]
+async fn dev_with_a_port_in_use_says_what_to_do_about_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let ended = Process::spawn(dev(&[], &address)).ended().await;
+    assert_eq!((ended.code, ended.out.as_str()), (Some(78), ""), "{ended:?}");
+    let last = ended.err.lines().last().unwrap();
+    assert_contains(last, &address);
+    assert_contains(last, "PORTARIUM__GRPC__LISTEN=127.0.0.1:0");
+    println!("{last}");
+}
+
