@@ -36,7 +36,9 @@ pub enum GrpcError {
     Tls(#[from] TlsError),
     /// TLS stands, but the other end does not speak HTTP/2 with us. A server that does not
     /// accept our certificate says so here, since TLS 1.3 lets the client finish first.
-    #[error("the peer closed the connection right after the TLS handshake, as one does that does not admit our SPIFFE ID (its log or audit says why): {0}")]
+    #[error(
+        "the peer closed the connection right after the TLS handshake, as one does that does not admit our SPIFFE ID (its log or audit says why): {0}"
+    )]
     Refused(String),
     /// The thread of the stop lanes cannot be started.
     #[error("cannot start the thread of the stop lanes: {0}")]
