@@ -150,13 +150,13 @@ impl Inner {
         let again = matches!(active.cancel, CancelPhase::Wanted(_));
         match result {
             Ok(()) if again => {}
-            Ok(()) => active.cancel = CancelPhase::Delivered,
+            Ok(()) => active.cancel = CancelPhase::Delivered(Some(Instant::now())),
             Err(SignalError::Unreachable { reason }) => {
                 tracing::warn!(robot = %robot.id(), mission = %id, %reason, "cancel not delivered; it is sent again");
                 active.cancel = CancelPhase::Wanted(Some(Instant::now() + RESEND));
             }
             Err(SignalError::Refused { reason }) => {
-                active.cancel = CancelPhase::Delivered;
+                active.cancel = CancelPhase::Delivered(None);
                 let detail: Arc<str> = format!("the robot refused the cancel: {reason}").into();
                 state.edit(id, &mut records, |s| s.detail = detail);
             }

@@ -52,6 +52,15 @@ impl RobotState {
                 active.cancel = CancelPhase::Wanted(None);
             }
         }
+        if let Some(id) = self
+            .cancelled_in_vain()
+            .filter(|(_, since)| *since + spec.deliver_within <= now)
+            .map(|(id, _)| id.clone())
+        {
+            let detail =
+                format!("cancelled, but the robot has not said within {within} that it ended");
+            self.unknown_outcome(&id, &detail, at, records);
+        }
         let silent: Vec<MissionId> = self
             .unheard_stops()
             .filter(|(_, sent)| *sent + spec.deliver_within <= now)
@@ -70,6 +79,9 @@ impl RobotState {
     pub(super) fn next_moment(&self, now: Instant, spec: &RobotSpec) -> Instant {
         let waiting = self.queue.iter().map(|id| self.deadline(id));
         let unheard = self.unheard().map(|id| self.deadline(id));
+        let cancelled = self
+            .cancelled_in_vain()
+            .map(|(_, since)| since + spec.deliver_within);
         let stops = self
             .unheard_stops()
             .map(|(_, sent)| sent + spec.deliver_within);
@@ -77,6 +89,7 @@ impl RobotState {
         let cancel = self.cancel_due().flatten();
         waiting
             .chain(unheard)
+            .chain(cancelled)
             .chain(stops)
             .chain(stop)
             .chain(cancel)
@@ -98,6 +111,17 @@ impl RobotState {
             && !open.state.heard
             && !open.state.outcome_unknown)
             .then_some(&active.id)
+    }
+
+    /// The mission whose cancel was delivered and brought no end, and since when: a robot that has
+    /// forgotten a mission will never say that it ended.
+    fn cancelled_in_vain(&self) -> Option<(&MissionId, Instant)> {
+        let active = self.active.as_ref()?;
+        let open = self.open.get(&active.id)?;
+        let CancelPhase::Delivered(Some(since)) = active.cancel else {
+            return None;
+        };
+        (!open.state.outcome_unknown).then_some((&active.id, since))
     }
 
     /// Stops that were sent and not answered, and when they were sent.

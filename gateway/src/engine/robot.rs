@@ -119,7 +119,8 @@ pub(super) enum CancelPhase {
     /// Asked for, to be sent (again, not before then).
     Wanted(Option<Instant>),
     Sending,
-    Delivered,
+    /// And since when the mission's end is due; `None`: the robot refused.
+    Delivered(Option<Instant>),
 }
 
 /// The stop lane of a robot: one stop on its way, and at most one behind it.
