@@ -16,6 +16,8 @@ mod registry;
 mod report;
 mod robot;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod transition;
 mod view;
 

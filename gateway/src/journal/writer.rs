@@ -48,12 +48,37 @@ pub struct Writer {
     head: watch::Sender<u64>,
     backlog: Arc<AtomicUsize>,
     observer: Option<Arc<dyn Observer>>,
+    #[cfg(test)]
+    sync_fails: bool,
     // Dropped last: nobody else opens the file before the connection is closed.
     _lock: Lock,
 }
 
 /// Appends that are to be committed together.
 pub struct Batch(Vec<Append>);
+
+/// Faults for whoever steps the writer by hand.
+#[cfg(test)]
+impl Writer {
+    /// The writing connection.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// From now on commits fail, or no longer, as they do where the disk cannot say whether it
+    /// has them.
+    pub(crate) fn fail_sync(&mut self, fails: bool) {
+        self.sync_fails = fails;
+    }
+}
+
+#[cfg(test)]
+impl Batch {
+    /// How many appends it has.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
 
 impl Writer {
     pub(super) fn new(
@@ -74,6 +99,8 @@ impl Writer {
             head,
             backlog,
             observer: None,
+            #[cfg(test)]
+            sync_fails: false,
             _lock: lock,
         }
     }
@@ -201,6 +228,13 @@ impl Writer {
             if let Some(row) = &append.robot {
                 upsert_robot(&transaction, row, fence)?;
             }
+        }
+        #[cfg(test)]
+        if self.sync_fails {
+            return Err(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC),
+                None,
+            ));
         }
         transaction.commit()?;
         Ok(position)

@@ -1,0 +1,127 @@
+//! Nothing is sent or seen before it is durable, and a failed commit leaves nothing.
+
+use super::world::{Disk, Sim, idle, mission};
+use crate::engine::Refusal;
+use portarium_protocols::mission::MissionStatus;
+use std::time::Duration;
+use tokio::time::sleep;
+
+fn is_unreachable<T>(answer: &Result<T, Refusal>) -> bool {
+    matches!(answer, Err(Refusal::Unreachable { .. }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_or_seen_before_the_acceptance_is_durable() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    let asked = sim.begin(mission("r", "m1")).await;
+    sleep(Duration::from_secs(5)).await;
+    assert!(sim.robots.dispatched("r").is_empty());
+    assert_eq!(sim.status("m1").await, "-");
+    assert!(!asked.is_finished());
+    sim.disk(Disk::Well);
+    idle().await;
+    assert!(asked.await.unwrap().is_ok());
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    assert_eq!(sim.status("m1").await, "Dispatched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mission_that_waited_is_not_sent_before_its_attempt_is_durable() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.dispatch("m2").await.unwrap();
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    sim.disk(Disk::Hangs);
+    sim.say("m1", MissionStatus::Succeeded).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    assert_eq!(sim.status("m1").await, "Dispatched");
+    assert_eq!(sim.status("m2").await, "Pending");
+    sim.disk(Disk::Well);
+    idle().await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m2"]);
+    assert_eq!(sim.status("m1").await, "Succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_acceptance_leaves_nothing_and_the_caller_hears_so() {
+    let mut sim = Sim::with(|sim| sim.specs[0].queue = 0).await;
+    sim.disk(Disk::Full);
+    assert!(is_unreachable(&sim.dispatch("m1").await));
+    assert!(sim.robots.dispatched("r").is_empty());
+    assert_eq!(sim.status("m1").await, "-");
+    assert_eq!(sim.open_in_memory("r"), 0);
+    sim.disk(Disk::Well);
+    let mut other = mission("r", "m1");
+    other.action_name = "navigate_to".into();
+    other.parameters.clear();
+    let answer = sim.ask(other).await.unwrap();
+    assert!(!answer.repeated);
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    sim.crash().await;
+    assert_eq!(sim.open_in_memory("r"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_acceptance_leaves_nothing_when_its_caller_went_away() {
+    let sim = Sim::with(|sim| sim.specs[0].queue = 0).await;
+    sim.disk(Disk::Hangs);
+    sim.begin(mission("r", "m1")).await.abort();
+    idle().await;
+    sim.disk(Disk::Full);
+    sleep(Duration::from_secs(1)).await;
+    sim.disk(Disk::Well);
+    assert!(sim.dispatch("m2").await.is_ok());
+    assert!(is_state(&sim.dispatch("m1").await));
+    assert_eq!(sim.robots.dispatched("r"), ["m2"]);
+}
+
+fn is_state<T>(answer: &Result<T, Refusal>) -> bool {
+    matches!(answer, Err(Refusal::State(_)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_accepted_is_sent_although_its_caller_went_away() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    sim.begin(mission("r", "m1")).await.abort();
+    idle().await;
+    sim.disk(Disk::Well);
+    idle().await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    assert_eq!(sim.status("m1").await, "Dispatched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn commits_are_grouped() {
+    let sim = Sim::with(|sim| {
+        sim.specs = (0..1000)
+            .map(|n| super::world::spec(&format!("r{n}")))
+            .collect();
+    })
+    .await;
+    let before = sim.commits().len();
+    let mut asked = Vec::new();
+    for n in 0..1000 {
+        let engine = sim.engine();
+        let command = mission(&format!("r{n}"), &format!("m{n}"));
+        asked.push(tokio::spawn(async move {
+            engine.dispatch(super::world::CALLER.into(), command).await
+        }));
+    }
+    for asked in asked {
+        asked.await.unwrap().unwrap();
+    }
+    let commits = sim.commits().len() - before;
+    println!("1000 concurrent dispatches took {commits} commits");
+    assert!(commits < 20, "{commits}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_writer_ends_when_the_engine_is_gone() {
+    let mut sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), sim.close()).await;
+    assert!(closed.is_ok(), "the writer's thread would never end");
+}

@@ -1,0 +1,9 @@
+//! The promises, each tried where it would break.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod durability;
+mod fake;
+mod keys;
+mod stops;
+mod world;

@@ -1,0 +1,224 @@
+//! A stop is a fence.
+
+use super::{
+    fake::Got,
+    world::{Disk, Sim, idle, mission, stop},
+};
+use crate::engine::{OperatorError, Refusal};
+use portarium_protocols::{
+    adapter::{DispatchError, Handover, StopAnswer},
+    mission::{ActionType, MissionStatus},
+};
+use std::time::Duration;
+use tokio::time::sleep;
+
+#[tokio::test(start_paused = true)]
+async fn of_ten_that_wait_none_moves_after_a_stop_also_after_a_crash() {
+    let mut sim = Sim::new().await;
+    for n in 0..11 {
+        sim.dispatch(&format!("m{n}")).await.unwrap();
+    }
+    let answer = sim.stop("s1").await;
+    assert!(answer.fence_durable && !answer.robot_unreachable);
+    assert_eq!(answer.answer, StopAnswer::Requested);
+    assert!(!answer.request_id.is_empty());
+    assert_eq!(sim.robots.cancelled("r"), ["m0"]);
+    sim.crash().await;
+    sim.say("m0", MissionStatus::Cancelled).await;
+    for n in 0..11 {
+        assert_eq!(sim.status(&format!("m{n}")).await, "Cancelled");
+    }
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_an_attempt_commits_keeps_it_from_the_robot() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    let asked = sim.begin(mission("r", "m1")).await;
+    let before = sim.elapsed();
+    let answer = sim.stop("s1").await;
+    assert!(sim.elapsed() - before <= Duration::from_millis(22));
+    assert!(!answer.fence_durable);
+    assert!(answer.request_id.is_empty());
+    assert_eq!(sim.robots.stopped("r"), ["s1"]);
+    sim.disk(Disk::Well);
+    idle().await;
+    assert!(asked.await.unwrap().is_ok());
+    assert_eq!(sim.status("m1").await, "Cancelled");
+    assert!(sim.robots.dispatched("r").is_empty());
+    assert!(sim.robots.cancelled("r").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_mission_is_sent_before_the_fence_is_durable() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    sim.stop("s1").await;
+    let asked = sim.begin(mission("r", "m1")).await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(sim.robots.dispatched("r").is_empty());
+    sim.disk(Disk::Well);
+    idle().await;
+    asked.await.unwrap().unwrap();
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_handed_over_is_cancelled_and_ends_by_the_robots_word() {
+    let sim = Sim::new().await;
+    let slow = (Duration::from_secs(2), Ok(Handover::Sent));
+    sim.robots.script("r", |s| s.dispatch.push_back(slow));
+    sim.dispatch("m1").await.unwrap();
+    sim.stop("s1").await;
+    assert_eq!(sim.robots.cancelled("r"), ["m1"]);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched");
+    sim.say("m1", MissionStatus::Cancelled).await;
+    assert_eq!(sim.status("m1").await, "Cancelled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_turns_out_not_to_have_been_handed_over_is_cancelled_by_the_stop() {
+    let sim = Sim::new().await;
+    let reason = "gone".to_owned();
+    let slow = (
+        Duration::from_secs(2),
+        Err(DispatchError::Unreachable { reason }),
+    );
+    sim.robots.script("r", |s| s.dispatch.push_back(slow));
+    sim.dispatch("m1").await.unwrap();
+    sim.stop("s1").await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(sim.status("m1").await, "Cancelled");
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_of_a_stop_is_sent_again_and_the_same_stop_is_followed() {
+    let sim = Sim::new().await;
+    let first = sim.stop("s1").await;
+    let second = sim.stop("s1").await;
+    assert_eq!(sim.robots.stopped("r"), ["s1", "s1"]);
+    assert_eq!(first.request_id, second.request_id);
+    sim.say("s1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.status("s1").await, "Succeeded");
+    sim.stop("s1").await;
+    assert_eq!(sim.robots.stopped("r"), ["s1", "s1", "s1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_stops_while_one_is_under_way_become_one_more() {
+    let sim = Sim::new().await;
+    let slow = (Duration::from_millis(500), Ok(StopAnswer::Accepted));
+    sim.robots.script("r", |s| s.stop.push_back(slow));
+    for n in 0..101 {
+        sim.halt(stop("r", &format!("s{n}"), ActionType::Stop))
+            .await;
+        if n == 10 {
+            // All of them within the first one's half second.
+            assert_eq!(sim.robots.stopped("r").len(), 1);
+        }
+        if sim.elapsed() > Duration::from_millis(450) {
+            break;
+        }
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(sim.robots.stopped("r").len(), 2);
+    assert!(sim.open_in_memory("r") <= 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_for_a_robot_out_of_reach_is_kept_and_sent_on_its_return_also_across_a_crash() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.link("r", false).await;
+        let answer = sim.stop("s1").await;
+        assert!(answer.robot_unreachable && answer.fence_durable);
+        if crash {
+            sim.crash().await;
+        }
+        // There is no time limit on it.
+        sleep(Duration::from_secs(1000)).await;
+        assert_eq!(sim.status("s1").await, "Pending");
+        let before = sim.robots.stopped("r").len();
+        let at = sim.elapsed();
+        sim.link("r", true).await;
+        assert_eq!(sim.robots.stopped("r").len(), before + 1);
+        assert!(sim.elapsed() - at < Duration::from_millis(5));
+        assert_eq!(sim.status("s1").await, "Dispatched");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_emergency_stop_latches_across_a_crash_until_an_operator_releases() {
+    let mut sim = Sim::new().await;
+    sim.estop("e1").await;
+    for _ in 0..2 {
+        assert!(matches!(sim.dispatch("m1").await, Err(Refusal::State(_))));
+        sim.crash().await;
+    }
+    sim.engine().release(&"r".parse().unwrap()).await.unwrap();
+    sim.crash().await;
+    sim.dispatch("m1").await.unwrap();
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_robot_is_not_released_while_a_stop_has_not_reached_it() {
+    let sim = Sim::new().await;
+    sim.link("r", false).await;
+    sim.estop("e1").await;
+    let robot = "r".parse().unwrap();
+    let answer = sim.engine().release(&robot).await;
+    assert!(matches!(answer, Err(OperatorError::State(_))));
+    sim.link("r", true).await;
+    sim.engine().release(&robot).await.unwrap();
+}
+
+/// Begins a release whose commit hangs, lets something else happen, and has both committed.
+async fn while_releasing(sim: &mut Sim, other: impl Future<Output = ()> + Send + 'static) {
+    let robot = "r".parse().unwrap();
+    sim.disk(Disk::Hangs);
+    let engine = sim.engine();
+    let release = tokio::spawn(async move { engine.release(&robot).await });
+    idle().await;
+    let other = tokio::spawn(other);
+    idle().await;
+    sim.disk(Disk::Well);
+    let _ = release.await.unwrap();
+    other.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_does_not_undo_an_emergency_stop_of_the_same_moment() {
+    let mut sim = Sim::new().await;
+    sim.estop("e1").await;
+    let engine = sim.engine();
+    let command = stop("r", "e2", ActionType::EstopRequest);
+    let estop = async move { drop(engine.stop("op".into(), command).await) };
+    while_releasing(&mut sim, estop).await;
+    for _ in 0..2 {
+        assert!(sim.engine().robot(&"r".parse().unwrap()).unwrap().latched);
+        sim.crash().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_robot_takes_no_mission_and_sends_none_until_released() {
+    let mut sim = Sim::new().await;
+    let robot = "r".parse().unwrap();
+    sim.dispatch("m1").await.unwrap();
+    sim.dispatch("m2").await.unwrap();
+    sim.engine().hold(&robot, "").await.unwrap();
+    sim.say("m1", MissionStatus::Succeeded).await;
+    assert!(matches!(sim.dispatch("m3").await, Err(Refusal::State(_))));
+    sim.crash().await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    sim.stop("s1").await;
+    assert_eq!(sim.robots.stopped("r"), ["s1"], "stops go all the same");
+    sim.engine().release(&robot).await.unwrap();
+    sim.dispatch("m4").await.unwrap();
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m4"]);
+}
