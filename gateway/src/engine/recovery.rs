@@ -44,11 +44,11 @@ pub(super) fn take_up(
         robots.insert(id, inner.new_robot(spec));
     }
     for row in loaded.robots {
-        if let Some(robot) = robots.get(&row.robot_id) {
-            let mut state = robot.lock();
-            state.latched = row.latched;
-            state.hold = row.hold;
-            state.fence = row.fence.unwrap_or_default();
+        match robots.get(&row.robot_id) {
+            Some(robot) => robot.lock().inherit(row),
+            None => {
+                inner.absent().insert(row.robot_id.clone(), row);
+            }
         }
     }
     let now = inner.world.clock.now();
