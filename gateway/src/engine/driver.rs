@@ -191,13 +191,13 @@ impl RobotState {
             && self.stop.next.is_none()
             && open.deliver_by > Instant::now();
         if free {
-            self.send(id, spec, calls);
+            self.send(id, false, spec, calls);
         } else {
             self.not_sent(id, "", at, records);
         }
     }
 
-    fn send(&mut self, id: &MissionId, spec: &RobotSpec, calls: &Calls) {
+    fn send(&mut self, id: &MissionId, again: bool, spec: &RobotSpec, calls: &Calls) {
         let (Some(open), Some(active)) = (self.open.get(id), &mut self.active) else {
             return;
         };
@@ -205,7 +205,7 @@ impl RobotState {
             return;
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
-        active.phase = Phase::Sending;
+        active.phase = Phase::Sending { again };
         self.dispatching = true;
         active.word_by = open.deliver_by;
         calls.push(
@@ -233,9 +233,9 @@ impl RobotState {
         let Some(open) = self.open.get_mut(id) else {
             return;
         };
-        if !matches!(active.phase, Phase::Sending) {
+        let Phase::Sending { again } = active.phase else {
             return;
-        }
+        };
         active.phase = Phase::Sent;
         match result {
             Ok(Handover::Sent) => {}
@@ -253,8 +253,11 @@ impl RobotState {
                 };
                 self.advance(id, MissionStatus::Failed, &word, records);
             }
-            Err(DispatchError::Unreachable { reason }) => self.not_sent(id, &reason, at, records),
-            Err(DispatchError::Unknown { reason }) => {
+            Err(DispatchError::Unreachable { reason }) if !again => {
+                self.not_sent(id, &reason, at, records);
+            }
+            // That a second try was not sent says nothing of the first.
+            Err(DispatchError::Unreachable { reason } | DispatchError::Unknown { reason }) => {
                 tracing::warn!(mission = %id, %reason, "whether the robot got the mission is unknown; it is asked");
                 active.phase = Phase::Lost;
                 self.reconciled = false;
@@ -303,7 +306,7 @@ impl RobotState {
         };
         match active.phase {
             // Its own answer comes first.
-            Phase::Sending => {}
+            Phase::Sending { .. } => {}
             Phase::Committing(_) => self.reconciled = true,
             Phase::Sent | Phase::Lost => {
                 let (Some(open), Some(adapter)) = (self.open.get(&active.id), spec.adapter.clone())
@@ -371,7 +374,7 @@ impl RobotState {
                     && open.deliver_by > Instant::now();
                 if again {
                     tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent and has not reported");
-                    self.send(id, spec, calls);
+                    self.send(id, true, spec, calls);
                 } else {
                     let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";
                     self.unknown_outcome(id, detail, at, records);

@@ -99,8 +99,8 @@ pub(super) struct Active {
 pub(super) enum Phase {
     /// The attempt is on its way to the disk; nothing was sent.
     Committing(Commit),
-    /// The adapter has it.
-    Sending,
+    /// The adapter has it. `again`: an earlier try may have got through.
+    Sending { again: bool },
     /// It was handed over.
     Sent,
     /// Whether it was handed over is not known: the robot is asked.
@@ -251,7 +251,7 @@ impl RobotState {
         self.stop.under_way
             || self.dispatching
             || self.active.as_ref().is_some_and(|a| {
-                matches!(a.phase, Phase::Committing(_) | Phase::Sending)
+                matches!(a.phase, Phase::Committing(_) | Phase::Sending { .. })
                     || a.cancel == CancelPhase::Sending
             })
     }

@@ -198,3 +198,23 @@ async fn a_busy_robot_without_a_queue_refuses_and_one_with_a_full_queue_does_too
     }
     assert_eq!(sim.queued("q"), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_second_try_that_is_not_sent_does_not_unsay_the_first() {
+    let mut sim = sim(true).await;
+    sim.dispatch("m1").await.unwrap();
+    sim.robots.script("r", |s| {
+        s.dispatch.extend((0..200).map(|_| (NOW, unreachable())))
+    });
+    sim.crash().await;
+    sleep(Duration::from_secs(5)).await;
+    sim.stop("s1").await;
+    assert_eq!(
+        sim.status("m1").await,
+        "Dispatched",
+        "it may be with the robot"
+    );
+    assert_eq!(sim.robots.cancelled("r"), ["m1"]);
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched?");
+}
