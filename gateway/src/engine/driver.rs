@@ -237,6 +237,9 @@ impl RobotState {
             return;
         };
         active.phase = Phase::Sent;
+        if result.is_ok() {
+            self.retry_at = None;
+        }
         match result {
             Ok(Handover::Sent) => {}
             // Not a row of its own: the next one carries it, and after a crash the robot is asked.
@@ -374,6 +377,8 @@ impl RobotState {
                     && open.deliver_by > Instant::now();
                 if again {
                     tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent and has not reported");
+                    // If this one brings no answer either, the next question takes its time.
+                    self.retry_at = Some(Instant::now() + RETRY);
                     self.send(id, true, spec, calls);
                 } else {
                     let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";

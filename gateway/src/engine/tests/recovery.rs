@@ -218,3 +218,17 @@ async fn a_second_try_that_is_not_sent_does_not_unsay_the_first() {
     sleep(Duration::from_secs(120)).await;
     assert_eq!(sim.status("m1").await, "Dispatched?");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idempotent_robot_whose_hand_overs_stay_unknown_is_not_stormed() {
+    let sim = sim(true).await;
+    sim.robots.script("r", |s| {
+        s.dispatch.extend((0..2_000_000).map(|_| (NOW, unknown())))
+    });
+    sim.dispatch("m1").await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let tries = sim.robots.dispatched("r").len();
+    assert!((2..=15).contains(&tries), "{tries}");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched?");
+}
