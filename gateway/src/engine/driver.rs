@@ -342,6 +342,10 @@ impl RobotState {
                 return;
             }
         };
+        // The link went meanwhile: only what the robot knows counts, the rest is asked again.
+        if self.link.is_err() && !matches!(answer, Reconciled::Known(_)) {
+            return;
+        }
         self.reconciled = self.link.is_ok();
         let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
             return;
