@@ -239,6 +239,13 @@ impl RobotState {
             && self.unknown().is_none()
     }
 
+    /// A stop is kept because the robot cannot be reached; not one that is merely under way, or
+    /// behind one that is.
+    pub(super) fn stop_waits_for_return(&self) -> bool {
+        let failed = self.stop.next.is_some() && self.stop.retry_at.is_some();
+        failed || self.link.is_err()
+    }
+
     /// A mission of unknown outcome, which holds the robot. Stops do not.
     pub(super) fn unknown(&self) -> Option<&MissionId> {
         self.open

@@ -63,7 +63,7 @@ impl Engine {
             .and_then(|mission| mission.number())
             .map(|number| inner.journal.request_id(number))
             .unwrap_or_default();
-        let robot_unreachable = answer.is_none() && robot.lock().stop.next.is_some();
+        let robot_unreachable = answer.is_none() && robot.lock().stop_waits_for_return();
         Ok(Stopped {
             request_id,
             answer: answer.unwrap_or(StopAnswer::Requested),

@@ -222,3 +222,12 @@ async fn a_held_robot_takes_no_mission_and_sends_none_until_released() {
     sim.dispatch("m4").await.unwrap();
     assert_eq!(sim.robots.dispatched("r"), ["m1", "m4"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_answer_is_not_called_an_unreachable_robot() {
+    let sim = Sim::new().await;
+    let slow = (Duration::from_millis(500), Ok(StopAnswer::Accepted));
+    sim.robots.script("r", |s| s.stop.push_back(slow));
+    assert!(!sim.stop("s1").await.robot_unreachable);
+    assert!(!sim.stop("s2").await.robot_unreachable);
+}
