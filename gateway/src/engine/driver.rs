@@ -187,8 +187,7 @@ impl RobotState {
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
-            && !self.stop.under_way
-            && self.stop.next.is_none()
+            && !self.stop.is_pending()
             && open.deliver_by > Instant::now();
         if free {
             self.send(id, false, spec, calls);
@@ -376,8 +375,7 @@ impl RobotState {
                     && !self.latched
                     && self.hold.is_none()
                     && self.fence_pending.is_none()
-                    && !self.stop.under_way
-                    && self.stop.next.is_none()
+                    && !self.stop.is_pending()
                     && open.deliver_by > Instant::now();
                 if again {
                     tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent and has not reported");

@@ -133,7 +133,7 @@ impl Engine {
         let robot = self.inner.known_robot(id)?;
         let (done, stops) = {
             let state = robot.lock();
-            if state.stop.next.is_some() || state.stop.under_way {
+            if state.stop.is_pending() {
                 return Err(OperatorError::State(format!(
                     "a stop has not reached robot {id} yet; release it when it has"
                 )));

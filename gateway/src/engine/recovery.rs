@@ -103,9 +103,8 @@ impl RobotState {
         }
         match mission.command.action_type {
             ActionType::Stop | ActionType::EstopRequest => {
-                self.stop.requested += 1;
                 if state.status == MissionStatus::Pending {
-                    self.stop.next = Some(mission.command.clone());
+                    self.stop.put(&mission.command);
                 }
             }
             // Ends with the mission that it cancels, which is asked for below.

@@ -131,7 +131,7 @@ pub(super) enum CancelPhase {
 /// The stop lane of a robot: one stop on its way, and at most one behind it.
 #[derive(Debug, Default)]
 pub(super) struct StopLane {
-    pub(super) under_way: bool,
+    pub(super) under_way: Option<Arc<Command>>,
     /// To be sent next; newer ones replace it and cover it.
     pub(super) next: Option<Arc<Command>>,
     /// The robot could not be reached: tried again then, or as soon as it returns.
@@ -140,6 +140,37 @@ pub(super) struct StopLane {
     pub(super) requested: u64,
     /// What the robot answered to the last stop sent, and the last request it covers.
     pub(super) answered: (u64, Option<StopAnswer>),
+}
+
+impl StopLane {
+    /// A stop waits or is under way.
+    pub(super) fn is_pending(&self) -> bool {
+        self.next.is_some() || self.under_way.is_some()
+    }
+
+    /// What is to be sent again if the one that is under way comes to nothing: the latest, but
+    /// never a mere stop in place of an emergency stop.
+    pub(super) fn pending(&self) -> Option<Arc<Command>> {
+        stronger(self.under_way.as_ref(), self.next.as_ref())
+    }
+
+    /// Puts a stop in line, which covers the one that waits.
+    pub(super) fn put(&mut self, stop: &Arc<Command>) {
+        let waits = self.next.take();
+        self.next = stronger(waits.as_ref(), Some(stop));
+        self.requested += 1;
+        self.retry_at = None;
+    }
+}
+
+fn stronger(earlier: Option<&Arc<Command>>, later: Option<&Arc<Command>>) -> Option<Arc<Command>> {
+    let is_emergency = |stop: &&Arc<Command>| stop.action_type == ActionType::EstopRequest;
+    later
+        .filter(is_emergency)
+        .or_else(|| earlier.filter(is_emergency))
+        .or(later)
+        .or(earlier)
+        .cloned()
 }
 
 impl Robot {
@@ -233,8 +264,7 @@ impl RobotState {
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
-            && !self.stop.under_way
-            && self.stop.next.is_none()
+            && !self.stop.is_pending()
             && self.retry_at.is_none()
             && self.unknown().is_none()
     }
@@ -255,7 +285,7 @@ impl RobotState {
     }
 
     pub(super) fn is_handing_over(&self) -> bool {
-        self.stop.under_way
+        self.stop.under_way.is_some()
             || self.dispatching
             || self.active.as_ref().is_some_and(|a| {
                 matches!(a.phase, Phase::Committing(_) | Phase::Sending { .. })

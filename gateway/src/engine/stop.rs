@@ -89,9 +89,7 @@ impl Inner {
         let mut state = robot.lock();
         state.latched |= command.action_type == ActionType::EstopRequest;
         state.cancel_all(command, &at, &mut records);
-        state.stop.requested += 1;
-        state.stop.next = Some(command.clone());
-        state.stop.retry_at = None;
+        state.stop.put(command);
         let number = state.stop.requested;
         let mission = match new {
             Some(mission) => {
@@ -144,16 +142,22 @@ impl Inner {
     /// Sends the stop that is next, unless one is under way: that one's end sends it.
     pub(super) fn send_stop(self: &Arc<Self>, robot: &Arc<Robot>) {
         let (command, number) = {
-            let mut state = robot.lock();
+            let mut guard = robot.lock();
+            let state = &mut *guard;
             let due = state.stop.retry_at.is_none_or(|at| at <= Instant::now());
-            if state.stop.under_way || !due {
+            if state.stop.under_way.is_some() || !due {
                 return;
             }
             let Some(command) = state.stop.next.take() else {
                 return;
             };
-            state.stop.under_way = true;
-            (command, state.stop.requested)
+            state.stop.under_way = Some(command.clone());
+            let number = state.stop.requested;
+            // The robot's word on this one is its word on all that were asked for so far.
+            if let Some(open) = state.open.get_mut(&command.mission_id) {
+                open.stop_number = number;
+            }
+            (command, number)
         };
         let Some(adapter) = robot.spec().adapter.clone() else {
             let gone = SignalError::Unreachable {
@@ -179,7 +183,8 @@ impl Inner {
         let mut records = Vec::new();
         {
             let mut state = robot.lock();
-            state.stop.under_way = false;
+            let kept = state.stop.pending();
+            state.stop.under_way = None;
             match result {
                 Ok(answer) => {
                     state.stop.answered = (number, Some(answer));
@@ -187,9 +192,7 @@ impl Inner {
                 }
                 Err(SignalError::Unreachable { reason }) => {
                     tracing::warn!(robot = %robot.id(), stop = %command.mission_id, %reason, "stop not delivered; it is kept and sent again");
-                    if state.stop.next.is_none() {
-                        state.stop.next = Some(command.clone());
-                    }
+                    state.stop.next = kept;
                     state.stop.retry_at = Some(Instant::now() + RESEND);
                 }
                 Err(SignalError::Refused { reason }) => {
@@ -252,6 +255,9 @@ impl RobotState {
     /// Keeps the number of stops that are followed within its bound.
     fn supersede(&mut self, records: &mut Vec<Record>, at: &Arc<str>) {
         let mut stops: Vec<(u64, MissionId)> = self.open_stops(u64::MAX);
+        // The robot's word comes under the name that it was or is to be sent.
+        let named = self.stop.pending();
+        stops.retain(|(_, id)| named.as_ref().is_none_or(|stop| &stop.mission_id != id));
         stops.sort();
         while stops.len() >= OPEN_STOPS {
             let (_, oldest) = stops.remove(0);

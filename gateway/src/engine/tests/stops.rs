@@ -113,20 +113,22 @@ async fn a_hundred_stops_while_one_is_under_way_become_one_more() {
     let sim = Sim::new().await;
     let slow = (Duration::from_millis(500), Ok(StopAnswer::Accepted));
     sim.robots.script("r", |s| s.stop.push_back(slow));
+    let mut asked = Vec::new();
     for n in 0..101 {
-        sim.halt(stop("r", &format!("s{n}"), ActionType::Stop))
-            .await;
-        if n == 10 {
-            // All of them within the first one's half second.
-            assert_eq!(sim.robots.stopped("r").len(), 1);
-        }
-        if sim.elapsed() > Duration::from_millis(450) {
-            break;
-        }
+        let (engine, id) = (sim.engine(), format!("s{n}"));
+        asked.push(tokio::spawn(async move {
+            let command = stop("r", &id, ActionType::Stop);
+            engine.stop("op".into(), command).await.unwrap()
+        }));
+        idle().await;
+    }
+    assert_eq!(sim.robots.stopped("r").len(), 1);
+    for asked in asked {
+        assert!(asked.await.unwrap().fence_durable);
     }
     sleep(Duration::from_secs(1)).await;
     assert_eq!(sim.robots.stopped("r").len(), 2);
-    assert!(sim.open_in_memory("r") <= 16);
+    assert!(sim.open_in_memory("r") <= 18);
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,4 +232,40 @@ async fn a_slow_answer_is_not_called_an_unreachable_robot() {
     sim.robots.script("r", |s| s.stop.push_back(slow));
     assert!(!sim.stop("s1").await.robot_unreachable);
     assert!(!sim.stop("s2").await.robot_unreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coalesced_stop_never_weakens_an_emergency_stop() {
+    let sim = Sim::new().await;
+    let slow = (Duration::from_millis(200), Ok(StopAnswer::Requested));
+    sim.robots.script("r", |s| s.stop.push_back(slow));
+    sim.stop("s1").await;
+    sim.estop("e1").await;
+    sim.stop("s2").await;
+    sleep(Duration::from_secs(1)).await;
+    let sent = sim
+        .robots
+        .got("r", |got| *got == Got::Stop(ActionType::EstopRequest));
+    assert_eq!(sent, ["e1"]);
+    // Its word on the one that was sent covers the one that was not.
+    sim.say("e1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.status("s2").await, "Succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_emergency_stop_out_of_reach_stays_one_whatever_stops_come_after() {
+    let mut sim = Sim::new().await;
+    sim.link("r", false).await;
+    sim.estop("e1").await;
+    for n in 0..20 {
+        sim.stop(&format!("s{n}")).await;
+    }
+    sim.crash().await;
+    sim.link("r", true).await;
+    let last = sim.robots.history();
+    let last = last
+        .iter()
+        .rfind(|e| matches!(e.got, Got::Stop(_)))
+        .unwrap();
+    assert_eq!(last.got, Got::Stop(ActionType::EstopRequest));
 }
