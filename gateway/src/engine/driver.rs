@@ -64,10 +64,13 @@ impl Inner {
         state.retry_at = state.retry_at.filter(|at| *at > now);
         state.await_fence(calls);
         state.expire(now, &spec, &at, &mut records);
-        if !records.is_empty() {
+        let behind = state.row_behind && !self.journal.is_congested();
+        if !records.is_empty() || behind {
+            state.row_behind &= !behind;
             self.journal.append(Append {
                 records,
-                ..Append::default()
+                robot: behind.then(|| state.row(robot.id())),
+                done: None,
             });
         }
         state.ask(&spec, calls);

@@ -49,6 +49,9 @@ pub(super) fn take_up(
             state.latched = row.latched;
             state.hold = row.hold;
             state.fence = row.fence.unwrap_or_default();
+            if let Some(stop) = &row.stop {
+                state.stop.put(stop);
+            }
         }
     }
     let now = inner.world.clock.now();
@@ -102,11 +105,8 @@ impl RobotState {
             self.observer.outcome_unknown(true);
         }
         match mission.command.action_type {
-            ActionType::Stop | ActionType::EstopRequest => {
-                if state.status == MissionStatus::Pending {
-                    self.stop.put(&mission.command);
-                }
-            }
+            // The robot's row says whether one is to be sent.
+            ActionType::Stop | ActionType::EstopRequest => {}
             // Ends with the mission that it cancels, which is asked for below.
             ActionType::CancelAction => {}
             ActionType::ExecuteAction

@@ -61,6 +61,8 @@ pub(super) struct RobotState {
     /// The adapter is at a dispatch; it is never given two at once, although a robot's word may
     /// end a mission before its hand-over has returned.
     pub(super) dispatching: bool,
+    /// The robot's row on the disk names a stop that the robot has got meanwhile.
+    pub(super) row_behind: bool,
     /// After a failed hand-over or question: not tried again before then.
     pub(super) retry_at: Option<Instant>,
     /// All that has not ended, stops included.
@@ -217,6 +219,7 @@ impl RobotState {
             fence_pending: None,
             fence_awaited: false,
             dispatching: false,
+            row_behind: false,
             retry_at: None,
             open: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -300,6 +303,7 @@ impl RobotState {
             fence: Some(self.fence),
             latched: self.latched,
             hold: self.hold.clone(),
+            stop: self.stop.pending(),
         }
     }
 

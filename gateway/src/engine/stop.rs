@@ -49,8 +49,11 @@ impl Engine {
                 command.robot_id
             ))
         })?;
-        let fence = Ticket::default();
-        let (number, mission) = inner.fence(&robot, caller, &command, &fence);
+        let Fenced {
+            number,
+            mission,
+            durable: fence,
+        } = inner.fence(&robot, caller, &command);
         inner.send_stop(&robot);
         inner.world.observer.stop_sent(asked.elapsed());
         inner.send_cancel(&robot);
@@ -73,21 +76,26 @@ impl Engine {
     }
 }
 
+/// What a stop has set up.
+struct Fenced {
+    /// Which request of the robot's it is.
+    number: u64,
+    /// By which its outcome is followed.
+    mission: Option<Arc<Mission>>,
+    /// When the fence is on disk.
+    durable: Ticket,
+}
+
 impl Inner {
     /// Cancels what waits, asks for the end of what was sent, and puts the stop on the lane, in
     /// one step that nothing of this robot can come between.
-    fn fence(
-        &self,
-        robot: &Robot,
-        caller: Arc<str>,
-        command: &Arc<Command>,
-        fence: &Ticket,
-    ) -> (u64, Option<Arc<Mission>>) {
+    fn fence(&self, robot: &Robot, caller: Arc<str>, command: &Arc<Command>) -> Fenced {
         let at = stamp(self.world.clock.now());
         let new = self.follow_stop(caller, command);
         let mut records = Vec::new();
         let mut state = robot.lock();
-        state.latched |= command.action_type == ActionType::EstopRequest;
+        let latches = command.action_type == ActionType::EstopRequest && !state.latched;
+        state.latched |= latches;
         state.cancel_all(command, &at, &mut records);
         state.stop.put(command);
         let number = state.stop.requested;
@@ -103,21 +111,41 @@ impl Inner {
                 Some(mission)
             }
             // A repeat is sent again and followed under the same name.
-            None => state.open.get_mut(&command.mission_id).map(|open| {
-                open.stop_number = number;
-                open.mission.clone()
-            }),
+            None => state
+                .open
+                .get_mut(&command.mission_id)
+                .filter(|open| open.mission.command.action_type.is_stop())
+                .map(|open| {
+                    open.stop_number = number;
+                    open.mission.clone()
+                }),
         };
+        // Behind a disk that hangs, a fence that has nothing new to say is the one before it.
+        let nothing_new = records.is_empty() && !latches && self.journal.is_congested();
+        let durable = match state.fence_pending.clone().filter(|_| nothing_new) {
+            Some(pending) if pending.get().is_none() => pending,
+            _ => self.append_fence(robot, &mut state, records),
+        };
+        Fenced {
+            number,
+            mission,
+            durable,
+        }
+    }
+
+    fn append_fence(&self, robot: &Robot, state: &mut RobotState, records: Vec<Record>) -> Ticket {
+        let durable = Ticket::default();
         let mut row = state.row(robot.id());
         // The position of this very append.
         row.fence = None;
-        state.fence_pending = Some(fence.clone());
+        state.row_behind = false;
+        state.fence_pending = Some(durable.clone());
         self.journal.append(Append {
             records,
             robot: Some(row),
-            done: Some(fence.clone()),
+            done: Some(durable.clone()),
         });
-        (number, mission)
+        durable
     }
 
     /// The stop's own mission, by which its outcome is followed. Nothing of the stop depends on
@@ -201,6 +229,7 @@ impl Inner {
                     state.stop_refused(number, &reason, &at, &mut records);
                 }
             }
+            state.row_behind |= !state.stop.is_pending();
             if !records.is_empty() {
                 self.journal.append(Append {
                     records,

@@ -269,3 +269,32 @@ async fn an_emergency_stop_out_of_reach_stays_one_whatever_stops_come_after() {
         .unwrap();
     assert_eq!(last.got, Got::Stop(ActionType::EstopRequest));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_stop_for_a_robot_out_of_reach_is_kept_across_a_crash_too() {
+    let mut sim = Sim::new().await;
+    sim.stop("s1").await;
+    sim.say("s1", MissionStatus::Succeeded).await;
+    sim.link("r", false).await;
+    sim.stop("s1").await;
+    sim.crash().await;
+    let before = sim.robots.stopped("r").len();
+    sim.link("r", true).await;
+    assert!(sim.robots.stopped("r").len() > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stops_while_the_disk_hangs_do_not_grow_the_journals_queue_without_bound() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    let engine = sim.engine();
+    for n in 0..20_000 {
+        let command = stop("r", &format!("s{n}"), ActionType::Stop);
+        // Dropped by an impatient caller.
+        let asked = engine.stop("op".into(), command);
+        let _ = tokio::time::timeout(Duration::ZERO, asked).await;
+    }
+    assert!(sim.robots.stopped("r").len() >= 1000);
+    let backlog = engine.journal().backlog();
+    assert!(backlog <= crate::journal::BACKLOG_LIMIT + 1, "{backlog}");
+}
