@@ -52,6 +52,8 @@ pub(super) struct RobotState {
     pub(super) reconciling: bool,
     pub(super) latched: bool,
     pub(super) hold: Option<String>,
+    /// Grows with each hold: a release that finds another one than it began with is void.
+    pub(super) holds: u64,
     /// The position of the last fence; what was accepted before is cancelled.
     pub(super) fence: u64,
     /// The last fence, while it is not on disk; those before it are when it is. Until then no
@@ -215,6 +217,7 @@ impl RobotState {
             reconciling: false,
             latched: false,
             hold: None,
+            holds: 0,
             fence: 0,
             fence_pending: None,
             fence_awaited: false,

@@ -298,3 +298,23 @@ async fn stops_while_the_disk_hangs_do_not_grow_the_journals_queue_without_bound
     let backlog = engine.journal().backlog();
     assert!(backlog <= crate::journal::BACKLOG_LIMIT + 1, "{backlog}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_release_does_not_undo_a_hold_of_the_same_moment() {
+    let mut sim = Sim::new().await;
+    sim.estop("e1").await;
+    let engine = sim.engine();
+    let hold = async move {
+        engine
+            .hold(&"r".parse().unwrap(), "look at it")
+            .await
+            .unwrap()
+    };
+    while_releasing(&mut sim, hold).await;
+    for _ in 0..2 {
+        let view = sim.engine().robot(&"r".parse().unwrap()).unwrap();
+        assert_eq!(view.hold.as_deref(), Some("look at it"));
+        assert!(view.latched);
+        sim.crash().await;
+    }
+}
