@@ -128,7 +128,10 @@ pub(super) enum CancelPhase {
     Idle,
     /// Asked for, to be sent (again, not before then).
     Wanted(Option<Instant>),
-    Sending,
+    /// On its way; `again`: and asked for once more meanwhile.
+    Sending {
+        again: bool,
+    },
     Delivered,
 }
 
@@ -295,7 +298,7 @@ impl RobotState {
             || self.dispatching
             || self.active.as_ref().is_some_and(|a| {
                 matches!(a.phase, Phase::Committing(_) | Phase::Sending { .. })
-                    || a.cancel == CancelPhase::Sending
+                    || matches!(a.cancel, CancelPhase::Sending { .. })
             })
     }
 

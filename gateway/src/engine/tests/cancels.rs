@@ -131,3 +131,16 @@ async fn a_cancel_that_does_not_get_through_is_sent_again_without_spinning() {
     sim.link("r", true).await;
     assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_cancels_while_one_is_under_way_become_one_more() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    let slow = (Duration::from_secs(1), Ok(()));
+    sim.robots.script("r", |s| s.cancel.push_back(slow));
+    for _ in 0..100 {
+        cancel(&sim, "m1").await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
+}
