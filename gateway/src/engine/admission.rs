@@ -186,28 +186,41 @@ impl Inner {
             )));
         };
         let now = self.world.clock.now();
+        let at = stamp(now);
+        // In an append of its own, which is kept until it is on disk: the cancel goes out, whether
+        // the mission that asks for it can be accepted or not.
+        let mut records = Vec::new();
+        let reason = format!("robot:cancel_action {}", command.mission_id);
+        state.want_cancel(&target, &reason, &at, &mut records);
+        if !records.is_empty() {
+            self.journal.append(Append {
+                records,
+                ..Append::default()
+            });
+        }
         let mission = Arc::new(Mission::new(command.clone(), caller, now));
-        let pending = MissionState::pending(stamp(now));
+        let pending = MissionState::pending(at.clone());
         let mut records = vec![Record::Accepted(mission.clone(), pending.clone())];
         state
             .observer
             .entered(state.adapter_name, None, MissionStatus::Pending);
         state.insert(mission.clone(), pending, Instant::now());
-        let at = stamp(now);
-        let detail = format!("cancels mission {target}");
+        let (status, detail) = match state.open.contains_key(&target) {
+            true => (
+                MissionStatus::Dispatched,
+                format!("cancels mission {target}"),
+            ),
+            false => (
+                MissionStatus::Succeeded,
+                format!("mission {target} ended Cancelled"),
+            ),
+        };
         let word = Word {
             detail: &detail,
             observed_at: &at,
             ..Word::default()
         };
-        state.advance(
-            &command.mission_id,
-            MissionStatus::Dispatched,
-            &word,
-            &mut records,
-        );
-        let reason = format!("robot:cancel_action {}", command.mission_id);
-        state.want_cancel(&target, &reason, &at, &mut records);
+        state.advance(&command.mission_id, status, &word, &mut records);
         self.journal.append(Append {
             records,
             ..Append::default()

@@ -147,9 +147,9 @@ impl Inner {
         let Some(active) = state.active.as_mut().filter(|a| &a.id == id) else {
             return;
         };
-        let again = matches!(active.cancel, CancelPhase::Wanted(_));
+        let again = active.cancel == (CancelPhase::Sending { again: true });
         match result {
-            Ok(()) if again => {}
+            Ok(()) if again => active.cancel = CancelPhase::Wanted(None),
             Ok(()) => active.cancel = CancelPhase::Delivered(Some(Instant::now())),
             Err(SignalError::Unreachable { reason }) => {
                 tracing::warn!(robot = %robot.id(), mission = %id, %reason, "cancel not delivered; it is sent again");
@@ -169,6 +169,16 @@ impl Inner {
         }
         drop(state);
         robot.wake.notify_one();
+    }
+}
+
+impl CancelPhase {
+    /// Asked for (again): one is sent behind the one that is on its way.
+    pub(super) fn asked(self) -> Self {
+        match self {
+            Self::Sending { .. } => Self::Sending { again: true },
+            Self::Idle | Self::Wanted(_) | Self::Delivered => Self::Wanted(None),
+        }
     }
 }
 
@@ -198,7 +208,7 @@ impl RobotState {
             }
         });
         if let Some(active) = self.active.as_mut().filter(|a| &a.id == id) {
-            active.cancel = CancelPhase::Wanted(None);
+            active.cancel = active.cancel.asked();
         }
     }
 
@@ -209,7 +219,7 @@ impl RobotState {
         }
         let active = self.active.as_mut()?;
         let open = self.open.get(&active.id)?;
-        active.cancel = CancelPhase::Sending;
+        active.cancel = CancelPhase::Sending { again: false };
         Some(Cancel {
             command: open.mission.command.clone(),
             reason: open.state.detail.to_string(),

@@ -2,7 +2,7 @@
 
 use super::{
     RobotSpec,
-    robot::{Active, CancelPhase, Phase, RobotState},
+    robot::{Active, Phase, RobotState},
     transition::Word,
 };
 use crate::journal::Record;
@@ -49,7 +49,7 @@ impl RobotState {
             self.unknown_outcome(&id, &detail, at, records);
             self.edit(&id, records, |state| state.cancel_requested = true);
             if let Some(active) = &mut self.active {
-                active.cancel = CancelPhase::Wanted(None);
+                active.cancel = active.cancel.asked();
             }
         }
         if let Some(id) = self

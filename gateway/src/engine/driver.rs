@@ -64,10 +64,13 @@ impl Inner {
         state.retry_at = state.retry_at.filter(|at| *at > now);
         state.await_fence(calls);
         state.expire(now, &spec, &at, &mut records);
-        if !records.is_empty() {
+        let behind = state.row_behind && !self.journal.is_congested();
+        if !records.is_empty() || behind {
+            state.row_behind &= !behind;
             self.journal.append(Append {
                 records,
-                ..Append::default()
+                robot: behind.then(|| state.row(robot.id())),
+                done: None,
             });
         }
         state.ask(&spec, calls);
@@ -187,17 +190,16 @@ impl RobotState {
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
-            && !self.stop.under_way
-            && self.stop.next.is_none()
+            && !self.stop.is_pending()
             && open.deliver_by > Instant::now();
         if free {
-            self.send(id, spec, calls);
+            self.send(id, false, spec, calls);
         } else {
             self.not_sent(id, "", at, records);
         }
     }
 
-    fn send(&mut self, id: &MissionId, spec: &RobotSpec, calls: &Calls) {
+    fn send(&mut self, id: &MissionId, again: bool, spec: &RobotSpec, calls: &Calls) {
         let (Some(open), Some(active)) = (self.open.get(id), &mut self.active) else {
             return;
         };
@@ -205,7 +207,7 @@ impl RobotState {
             return;
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
-        active.phase = Phase::Sending;
+        active.phase = Phase::Sending { again };
         self.dispatching = true;
         active.word_by = open.deliver_by;
         calls.push(
@@ -233,10 +235,13 @@ impl RobotState {
         let Some(open) = self.open.get_mut(id) else {
             return;
         };
-        if !matches!(active.phase, Phase::Sending) {
+        let Phase::Sending { again } = active.phase else {
             return;
-        }
+        };
         active.phase = Phase::Sent;
+        if result.is_ok() {
+            self.retry_at = None;
+        }
         match result {
             Ok(Handover::Sent) => {}
             // Not a row of its own: the next one carries it, and after a crash the robot is asked.
@@ -253,8 +258,11 @@ impl RobotState {
                 };
                 self.advance(id, MissionStatus::Failed, &word, records);
             }
-            Err(DispatchError::Unreachable { reason }) => self.not_sent(id, &reason, at, records),
-            Err(DispatchError::Unknown { reason }) => {
+            Err(DispatchError::Unreachable { reason }) if !again => {
+                self.not_sent(id, &reason, at, records);
+            }
+            // That a second try was not sent says nothing of the first.
+            Err(DispatchError::Unreachable { reason } | DispatchError::Unknown { reason }) => {
                 tracing::warn!(mission = %id, %reason, "whether the robot got the mission is unknown; it is asked");
                 active.phase = Phase::Lost;
                 self.reconciled = false;
@@ -303,7 +311,7 @@ impl RobotState {
         };
         match active.phase {
             // Its own answer comes first.
-            Phase::Sending => {}
+            Phase::Sending { .. } => {}
             Phase::Committing(_) => self.reconciled = true,
             Phase::Sent | Phase::Lost => {
                 let (Some(open), Some(adapter)) = (self.open.get(&active.id), spec.adapter.clone())
@@ -336,6 +344,10 @@ impl RobotState {
                 return;
             }
         };
+        // The link went meanwhile: only what the robot knows counts, the rest is asked again.
+        if self.link.is_err() && !matches!(answer, Reconciled::Known(_)) {
+            return;
+        }
         self.reconciled = self.link.is_ok();
         let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
             return;
@@ -366,12 +378,13 @@ impl RobotState {
                     && !self.latched
                     && self.hold.is_none()
                     && self.fence_pending.is_none()
-                    && !self.stop.under_way
-                    && self.stop.next.is_none()
+                    && !self.stop.is_pending()
                     && open.deliver_by > Instant::now();
                 if again {
                     tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent and has not reported");
-                    self.send(id, spec, calls);
+                    // If this one brings no answer either, the next question takes its time.
+                    self.retry_at = Some(Instant::now() + RETRY);
+                    self.send(id, true, spec, calls);
                 } else {
                     let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";
                     self.unknown_outcome(id, detail, at, records);

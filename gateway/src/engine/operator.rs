@@ -118,6 +118,7 @@ impl Engine {
         let done = {
             let mut state = robot.lock();
             state.hold = Some(reason.to_owned());
+            state.holds += 1;
             self.inner.write_row(&state, &robot)
         };
         done.wait().await.clone()?;
@@ -131,13 +132,14 @@ impl Engine {
     /// Where the robot is not configured, or a stop has not reached it yet.
     pub async fn release(&self, id: &RobotId) -> Result<(), OperatorError> {
         let robot = self.inner.known_robot(id)?;
-        let (done, stops) = {
-            let state = robot.lock();
-            if state.stop.next.is_some() || state.stop.under_way {
+        let (done, before) = {
+            let mut state = robot.lock();
+            if state.stop.is_pending() {
                 return Err(OperatorError::State(format!(
                     "a stop has not reached robot {id} yet; release it when it has"
                 )));
             }
+            state.row_behind = false;
             let mut row = state.row(id);
             row.latched = false;
             row.hold = None;
@@ -148,14 +150,14 @@ impl Engine {
                 done: Some(done.clone()),
             };
             self.inner.journal.append(append);
-            (done, state.stop.requested)
+            (done, (state.stop.requested, state.holds))
         };
         done.wait().await.clone()?;
         {
             let mut state = robot.lock();
-            if state.stop.requested != stops {
+            if (state.stop.requested, state.holds) != before {
                 return Err(OperatorError::State(format!(
-                    "robot {id} was stopped again in the same moment; it stays as it is"
+                    "robot {id} was stopped or held again in the same moment; it stays as it is"
                 )));
             }
             state.latched = false;

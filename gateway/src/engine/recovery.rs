@@ -102,12 +102,8 @@ impl RobotState {
             self.observer.outcome_unknown(true);
         }
         match mission.command.action_type {
-            ActionType::Stop | ActionType::EstopRequest => {
-                self.stop.requested += 1;
-                if state.status == MissionStatus::Pending {
-                    self.stop.next = Some(mission.command.clone());
-                }
-            }
+            // The robot's row says whether one is to be sent.
+            ActionType::Stop | ActionType::EstopRequest => {}
             // Ends with the mission that it cancels, which is asked for below.
             ActionType::CancelAction => {}
             ActionType::ExecuteAction

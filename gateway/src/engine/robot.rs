@@ -52,6 +52,8 @@ pub(super) struct RobotState {
     pub(super) reconciling: bool,
     pub(super) latched: bool,
     pub(super) hold: Option<String>,
+    /// Grows with each hold: a release that finds another one than it began with is void.
+    pub(super) holds: u64,
     /// The position of the last fence; what was accepted before is cancelled.
     pub(super) fence: u64,
     /// The last fence, while it is not on disk; those before it are when it is. Until then no
@@ -61,6 +63,8 @@ pub(super) struct RobotState {
     /// The adapter is at a dispatch; it is never given two at once, although a robot's word may
     /// end a mission before its hand-over has returned.
     pub(super) dispatching: bool,
+    /// The robot's row on the disk names a stop that the robot has got meanwhile.
+    pub(super) row_behind: bool,
     /// After a failed hand-over or question: not tried again before then.
     pub(super) retry_at: Option<Instant>,
     /// All that has not ended, stops included.
@@ -99,8 +103,8 @@ pub(super) struct Active {
 pub(super) enum Phase {
     /// The attempt is on its way to the disk; nothing was sent.
     Committing(Commit),
-    /// The adapter has it.
-    Sending,
+    /// The adapter has it. `again`: an earlier try may have got through.
+    Sending { again: bool },
     /// It was handed over.
     Sent,
     /// Whether it was handed over is not known: the robot is asked.
@@ -124,7 +128,10 @@ pub(super) enum CancelPhase {
     Idle,
     /// Asked for, to be sent (again, not before then).
     Wanted(Option<Instant>),
-    Sending,
+    /// On its way; `again`: and asked for once more meanwhile.
+    Sending {
+        again: bool,
+    },
     /// And since when the mission's end is due; `None`: the robot refused.
     Delivered(Option<Instant>),
 }
@@ -132,7 +139,7 @@ pub(super) enum CancelPhase {
 /// The stop lane of a robot: one stop on its way, and at most one behind it.
 #[derive(Debug, Default)]
 pub(super) struct StopLane {
-    pub(super) under_way: bool,
+    pub(super) under_way: Option<Arc<Command>>,
     /// To be sent next; newer ones replace it and cover it.
     pub(super) next: Option<Arc<Command>>,
     /// The robot could not be reached: tried again then, or as soon as it returns.
@@ -141,6 +148,37 @@ pub(super) struct StopLane {
     pub(super) requested: u64,
     /// What the robot answered to the last stop sent, and the last request it covers.
     pub(super) answered: (u64, Option<StopAnswer>),
+}
+
+impl StopLane {
+    /// A stop waits or is under way.
+    pub(super) fn is_pending(&self) -> bool {
+        self.next.is_some() || self.under_way.is_some()
+    }
+
+    /// What is to be sent again if the one that is under way comes to nothing: the latest, but
+    /// never a mere stop in place of an emergency stop.
+    pub(super) fn pending(&self) -> Option<Arc<Command>> {
+        stronger(self.under_way.as_ref(), self.next.as_ref())
+    }
+
+    /// Puts a stop in line, which covers the one that waits.
+    pub(super) fn put(&mut self, stop: &Arc<Command>) {
+        let waits = self.next.take();
+        self.next = stronger(waits.as_ref(), Some(stop));
+        self.requested += 1;
+        self.retry_at = None;
+    }
+}
+
+fn stronger(earlier: Option<&Arc<Command>>, later: Option<&Arc<Command>>) -> Option<Arc<Command>> {
+    let is_emergency = |stop: &&Arc<Command>| stop.action_type == ActionType::EstopRequest;
+    later
+        .filter(is_emergency)
+        .or_else(|| earlier.filter(is_emergency))
+        .or(later)
+        .or(earlier)
+        .cloned()
 }
 
 impl Robot {
@@ -183,10 +221,12 @@ impl RobotState {
             reconciling: false,
             latched: false,
             hold: None,
+            holds: 0,
             fence: 0,
             fence_pending: None,
             fence_awaited: false,
             dispatching: false,
+            row_behind: false,
             retry_at: None,
             open: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -234,10 +274,16 @@ impl RobotState {
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
-            && !self.stop.under_way
-            && self.stop.next.is_none()
+            && !self.stop.is_pending()
             && self.retry_at.is_none()
             && self.unknown().is_none()
+    }
+
+    /// A stop is kept because the robot cannot be reached; not one that is merely under way, or
+    /// behind one that is.
+    pub(super) fn stop_waits_for_return(&self) -> bool {
+        let failed = self.stop.next.is_some() && self.stop.retry_at.is_some();
+        failed || self.link.is_err()
     }
 
     /// A mission of unknown outcome, which holds the robot. Stops do not.
@@ -249,11 +295,11 @@ impl RobotState {
     }
 
     pub(super) fn is_handing_over(&self) -> bool {
-        self.stop.under_way
+        self.stop.under_way.is_some()
             || self.dispatching
             || self.active.as_ref().is_some_and(|a| {
-                matches!(a.phase, Phase::Committing(_) | Phase::Sending)
-                    || a.cancel == CancelPhase::Sending
+                matches!(a.phase, Phase::Committing(_) | Phase::Sending { .. })
+                    || matches!(a.cancel, CancelPhase::Sending { .. })
             })
     }
 
@@ -264,6 +310,7 @@ impl RobotState {
             fence: Some(self.fence),
             latched: self.latched,
             hold: self.hold.clone(),
+            stop: self.stop.pending(),
         }
     }
 

@@ -49,8 +49,11 @@ impl Engine {
                 command.robot_id
             ))
         })?;
-        let fence = Ticket::default();
-        let (number, mission) = inner.fence(&robot, caller, &command, &fence);
+        let Fenced {
+            number,
+            mission,
+            durable: fence,
+        } = inner.fence(&robot, caller, &command);
         inner.send_stop(&robot);
         inner.world.observer.stop_sent(asked.elapsed());
         inner.send_cancel(&robot);
@@ -63,7 +66,7 @@ impl Engine {
             .and_then(|mission| mission.number())
             .map(|number| inner.journal.request_id(number))
             .unwrap_or_default();
-        let robot_unreachable = answer.is_none() && robot.lock().stop.next.is_some();
+        let robot_unreachable = answer.is_none() && robot.lock().stop_waits_for_return();
         Ok(Stopped {
             request_id,
             answer: answer.unwrap_or(StopAnswer::Requested),
@@ -73,25 +76,28 @@ impl Engine {
     }
 }
 
+/// What a stop has set up.
+struct Fenced {
+    /// Which request of the robot's it is.
+    number: u64,
+    /// By which its outcome is followed.
+    mission: Option<Arc<Mission>>,
+    /// When the fence is on disk.
+    durable: Ticket,
+}
+
 impl Inner {
     /// Cancels what waits, asks for the end of what was sent, and puts the stop on the lane, in
     /// one step that nothing of this robot can come between.
-    fn fence(
-        &self,
-        robot: &Robot,
-        caller: Arc<str>,
-        command: &Arc<Command>,
-        fence: &Ticket,
-    ) -> (u64, Option<Arc<Mission>>) {
+    fn fence(&self, robot: &Robot, caller: Arc<str>, command: &Arc<Command>) -> Fenced {
         let at = stamp(self.world.clock.now());
         let new = self.follow_stop(caller, command);
         let mut records = Vec::new();
         let mut state = robot.lock();
-        state.latched |= command.action_type == ActionType::EstopRequest;
+        let latches = command.action_type == ActionType::EstopRequest && !state.latched;
+        state.latched |= latches;
         state.cancel_all(command, &at, &mut records);
-        state.stop.requested += 1;
-        state.stop.next = Some(command.clone());
-        state.stop.retry_at = None;
+        state.stop.put(command);
         let number = state.stop.requested;
         let mission = match new {
             Some(mission) => {
@@ -105,21 +111,41 @@ impl Inner {
                 Some(mission)
             }
             // A repeat is sent again and followed under the same name.
-            None => state.open.get_mut(&command.mission_id).map(|open| {
-                open.stop_number = number;
-                open.mission.clone()
-            }),
+            None => state
+                .open
+                .get_mut(&command.mission_id)
+                .filter(|open| open.mission.command.action_type.is_stop())
+                .map(|open| {
+                    open.stop_number = number;
+                    open.mission.clone()
+                }),
         };
+        // Behind a disk that hangs, a fence that has nothing new to say is the one before it.
+        let nothing_new = records.is_empty() && !latches && self.journal.is_congested();
+        let durable = match state.fence_pending.clone().filter(|_| nothing_new) {
+            Some(pending) if pending.get().is_none() => pending,
+            _ => self.append_fence(robot, &mut state, records),
+        };
+        Fenced {
+            number,
+            mission,
+            durable,
+        }
+    }
+
+    fn append_fence(&self, robot: &Robot, state: &mut RobotState, records: Vec<Record>) -> Ticket {
+        let durable = Ticket::default();
         let mut row = state.row(robot.id());
         // The position of this very append.
         row.fence = None;
-        state.fence_pending = Some(fence.clone());
+        state.row_behind = false;
+        state.fence_pending = Some(durable.clone());
         self.journal.append(Append {
             records,
             robot: Some(row),
-            done: Some(fence.clone()),
+            done: Some(durable.clone()),
         });
-        (number, mission)
+        durable
     }
 
     /// The stop's own mission, by which its outcome is followed. Nothing of the stop depends on
@@ -144,16 +170,22 @@ impl Inner {
     /// Sends the stop that is next, unless one is under way: that one's end sends it.
     pub(super) fn send_stop(self: &Arc<Self>, robot: &Arc<Robot>) {
         let (command, number) = {
-            let mut state = robot.lock();
+            let mut guard = robot.lock();
+            let state = &mut *guard;
             let due = state.stop.retry_at.is_none_or(|at| at <= Instant::now());
-            if state.stop.under_way || !due {
+            if state.stop.under_way.is_some() || !due {
                 return;
             }
             let Some(command) = state.stop.next.take() else {
                 return;
             };
-            state.stop.under_way = true;
-            (command, state.stop.requested)
+            state.stop.under_way = Some(command.clone());
+            let number = state.stop.requested;
+            // The robot's word on this one is its word on all that were asked for so far.
+            if let Some(open) = state.open.get_mut(&command.mission_id) {
+                open.stop_number = number;
+            }
+            (command, number)
         };
         let Some(adapter) = robot.spec().adapter.clone() else {
             let gone = SignalError::Unreachable {
@@ -179,7 +211,8 @@ impl Inner {
         let mut records = Vec::new();
         {
             let mut state = robot.lock();
-            state.stop.under_way = false;
+            let kept = state.stop.pending();
+            state.stop.under_way = None;
             match result {
                 Ok(answer) => {
                     state.stop.answered = (number, Some(answer));
@@ -187,9 +220,7 @@ impl Inner {
                 }
                 Err(SignalError::Unreachable { reason }) => {
                     tracing::warn!(robot = %robot.id(), stop = %command.mission_id, %reason, "stop not delivered; it is kept and sent again");
-                    if state.stop.next.is_none() {
-                        state.stop.next = Some(command.clone());
-                    }
+                    state.stop.next = kept;
                     state.stop.retry_at = Some(Instant::now() + RESEND);
                 }
                 Err(SignalError::Refused { reason }) => {
@@ -198,6 +229,7 @@ impl Inner {
                     state.stop_refused(number, &reason, &at, &mut records);
                 }
             }
+            state.row_behind |= !state.stop.is_pending();
             if !records.is_empty() {
                 self.journal.append(Append {
                     records,
@@ -252,6 +284,9 @@ impl RobotState {
     /// Keeps the number of stops that are followed within its bound.
     fn supersede(&mut self, records: &mut Vec<Record>, at: &Arc<str>) {
         let mut stops: Vec<(u64, MissionId)> = self.open_stops(u64::MAX);
+        // The robot's word comes under the name that it was or is to be sent.
+        let named = self.stop.pending();
+        stops.retain(|(_, id)| named.as_ref().is_none_or(|stop| &stop.mission_id != id));
         stops.sort();
         while stops.len() >= OPEN_STOPS {
             let (_, oldest) = stops.remove(0);

@@ -191,7 +191,7 @@ impl Robot {
                 .filter(|(_, o)| o.state.outcome_unknown)
                 .map(|(id, _)| id.clone())
                 .collect(),
-            stop_pending: state.stop.next.is_some() || state.stop.under_way,
+            stop_pending: state.stop.is_pending(),
         }
     }
 }

@@ -223,7 +223,8 @@ fn open_mission(connection: &Connection, number: u64, position: u64) -> rusqlite
 }
 
 fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
-    let mut statement = connection.prepare("SELECT robot_id, fence, latched, hold FROM robots")?;
+    let mut statement =
+        connection.prepare("SELECT robot_id, fence, latched, hold, stop FROM robots")?;
     let rows = statement.query_map([], |row| {
         let id: String = row.get(0)?;
         Ok(RobotRow {
@@ -231,6 +232,10 @@ fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
             fence: Some(unsigned(row.get(1)?)),
             latched: row.get(2)?,
             hold: row.get(3)?,
+            stop: match row.get_ref(4)? {
+                rusqlite::types::ValueRef::Null => None,
+                _ => Some(Arc::new(command(row, 4)?)),
+            },
         })
     })?;
     rows.collect()

@@ -174,13 +174,15 @@ impl Record {
 pub struct RobotRow {
     /// The robot.
     pub robot_id: RobotId,
-    /// The position up to which everything not sent is cancelled; 0: never stopped.
-    /// `None` in a row to be written: the position of this very append.
+    /// The position up to which everything not sent is cancelled; 0: never stopped. It only
+    /// grows: `None` in a row to be written is the position of this very append.
     pub fence: Option<u64>,
     /// `robot:estop_request` holds until an operator releases the robot.
     pub latched: bool,
     /// An operator's hold and its reason.
     pub hold: Option<String>,
+    /// The stop that the robot has not got yet.
+    pub stop: Option<Arc<Command>>,
 }
 
 /// Set once the append is on disk or has failed; any number of tasks may wait for it.

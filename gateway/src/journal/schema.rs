@@ -45,7 +45,8 @@ CREATE TABLE robots (
     owner_epoch INTEGER NOT NULL,
     fence       INTEGER NOT NULL,
     latched     INTEGER NOT NULL,
-    hold        TEXT
+    hold        TEXT,
+    stop        TEXT
 ) STRICT, WITHOUT ROWID;
 ";
 

@@ -6,6 +6,7 @@ use super::{
     maintenance::{Finished, Forgotten, Maintenance},
     reader::{flag, signed, to_millis},
 };
+use portarium_protocols::mission::Command;
 use rusqlite::{Connection, Transaction};
 use std::{
     collections::VecDeque,
@@ -337,8 +338,6 @@ fn insert_mission(
 ) -> rusqlite::Result<()> {
     let command = &mission.command;
     let (plan_key, idempotency_key) = mission.keys();
-    let text = serde_json::to_string(&**command)
-        .map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
     transaction
         .prepare_cached("INSERT INTO missions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
         .execute((
@@ -349,9 +348,13 @@ fn insert_mission(
             plan_key,
             idempotency_key,
             to_millis(mission.accepted_at),
-            text,
+            as_json(command)?,
         ))?;
     Ok(())
+}
+
+fn as_json(command: &Command) -> rusqlite::Result<String> {
+    serde_json::to_string(command).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))
 }
 
 fn insert_state(
@@ -383,18 +386,20 @@ fn insert_state(
 }
 
 fn upsert_robot(transaction: &Transaction<'_>, row: &RobotRow, here: u64) -> rusqlite::Result<()> {
+    let stop = row.stop.as_deref().map(as_json).transpose()?;
     transaction
         .prepare_cached(
-            "INSERT INTO robots (robot_id, owner, owner_epoch, fence, latched, hold)
-             VALUES (?1, '', 0, ?2, ?3, ?4)
+            "INSERT INTO robots (robot_id, owner, owner_epoch, fence, latched, hold, stop)
+             VALUES (?1, '', 0, ?2, ?3, ?4, ?5)
              ON CONFLICT (robot_id) DO UPDATE
-             SET fence = ?2, latched = ?3, hold = ?4",
+             SET fence = max(fence, ?2), latched = ?3, hold = ?4, stop = ?5",
         )?
         .execute((
             row.robot_id.as_str(),
             signed(row.fence.unwrap_or(here)),
             row.latched,
             &row.hold,
+            stop,
         ))?;
     Ok(())
 }

@@ -131,3 +131,33 @@ async fn a_cancel_that_does_not_get_through_is_sent_again_without_spinning() {
     sim.link("r", true).await;
     assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_cancels_while_one_is_under_way_become_one_more() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    let slow = (Duration::from_secs(1), Ok(()));
+    sim.robots.script("r", |s| s.cancel.push_back(slow));
+    for _ in 0..100 {
+        cancel(&sim, "m1").await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_action_ends_what_was_about_to_be_sent() {
+    let mut sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    let asked = sim.begin(mission("r", "m1")).await;
+    let cancel = sim.begin(cancel_action("r", "c1")).await;
+    sim.disk(Disk::Well);
+    asked.await.unwrap().unwrap();
+    cancel.await.unwrap().unwrap();
+    for _ in 0..2 {
+        assert_eq!(sim.status("m1").await, "Cancelled");
+        assert_eq!(sim.status("c1").await, "Succeeded");
+        sim.crash().await;
+    }
+    assert!(sim.robots.dispatched("r").is_empty());
+}

@@ -150,3 +150,42 @@ async fn a_commit_of_which_the_disk_is_unsure_is_not_called_a_failure() {
         first.request_id
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_action_that_could_not_be_accepted_ends_what_was_not_sent_durably() {
+    let sim = Sim::new().await;
+    sim.dispatch("m0").await.unwrap();
+    sim.dispatch("m1").await.unwrap();
+    sim.disk(Disk::Hangs);
+    sim.say("m0", MissionStatus::Succeeded).await;
+    // m1's attempt is on its way to the disk, which is about to be full.
+    let cancel = sim.begin(super::world::cancel_action("r", "c1")).await;
+    sim.disk(Disk::Full);
+    sleep(Duration::from_secs(1)).await;
+    assert!(is_unreachable(&cancel.await.unwrap()));
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(sim.status("m1").await, "Cancelled");
+    assert_eq!(sim.robots.dispatched("r"), ["m0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_action_that_could_not_be_accepted_still_cancels_durably() {
+    let mut sim = Sim::new().await;
+    sim.link("r", true).await;
+    sim.dispatch("m1").await.unwrap();
+    sim.disk(Disk::Full);
+    let command = super::world::cancel_action("r", "c1");
+    assert!(is_unreachable(&sim.ask(command).await));
+    assert_eq!(sim.robots.cancelled("r"), ["m1"]);
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(1)).await;
+    sim.robots.set_down("r", true);
+    sim.crash().await;
+    sim.link("r", true).await;
+    assert_eq!(
+        sim.robots.cancelled("r"),
+        ["m1", "m1"],
+        "the wish was durable"
+    );
+}

@@ -198,3 +198,60 @@ async fn a_busy_robot_without_a_queue_refuses_and_one_with_a_full_queue_does_too
     }
     assert_eq!(sim.queued("q"), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_second_try_that_is_not_sent_does_not_unsay_the_first() {
+    let mut sim = sim(true).await;
+    sim.dispatch("m1").await.unwrap();
+    sim.robots.script("r", |s| {
+        s.dispatch.extend((0..200).map(|_| (NOW, unreachable())))
+    });
+    sim.crash().await;
+    sleep(Duration::from_secs(5)).await;
+    sim.stop("s1").await;
+    assert_eq!(
+        sim.status("m1").await,
+        "Dispatched",
+        "it may be with the robot"
+    );
+    assert_eq!(sim.robots.cancelled("r"), ["m1"]);
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched?");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idempotent_robot_whose_hand_overs_stay_unknown_is_not_stormed() {
+    let sim = sim(true).await;
+    sim.robots.script("r", |s| {
+        s.dispatch.extend((0..2_000_000).map(|_| (NOW, unknown())))
+    });
+    sim.dispatch("m1").await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let tries = sim.robots.dispatched("r").len();
+    assert!((2..=15).contains(&tries), "{tries}");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched?");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_of_unknown_end_is_asked_for_at_once_and_after_the_links_return() {
+    let sim = sim(false).await;
+    sim.robots
+        .script("r", |s| s.dispatch.push_back((NOW, unknown())));
+    sim.link("r", true).await;
+    let known = Reconciled::Known(report("m1", MissionStatus::Executing));
+    sim.robots.script("r", |s| {
+        s.reconcile
+            .push_back((Duration::from_secs(2), Ok(Reconciled::NotKnown)));
+        s.reconcile.push_back((NOW, Ok(known)));
+    });
+    sim.dispatch("m1").await.unwrap();
+    assert_eq!(sim.robots.asked("r").len(), 1);
+    // The link goes while the question is on its way: what its answer says is nothing to go by.
+    sim.link("r", false).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched");
+    sim.link("r", true).await;
+    assert_eq!(sim.status("m1").await, "Executing");
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+}

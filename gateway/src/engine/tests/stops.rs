@@ -113,20 +113,22 @@ async fn a_hundred_stops_while_one_is_under_way_become_one_more() {
     let sim = Sim::new().await;
     let slow = (Duration::from_millis(500), Ok(StopAnswer::Accepted));
     sim.robots.script("r", |s| s.stop.push_back(slow));
+    let mut asked = Vec::new();
     for n in 0..101 {
-        sim.halt(stop("r", &format!("s{n}"), ActionType::Stop))
-            .await;
-        if n == 10 {
-            // All of them within the first one's half second.
-            assert_eq!(sim.robots.stopped("r").len(), 1);
-        }
-        if sim.elapsed() > Duration::from_millis(450) {
-            break;
-        }
+        let (engine, id) = (sim.engine(), format!("s{n}"));
+        asked.push(tokio::spawn(async move {
+            let command = stop("r", &id, ActionType::Stop);
+            engine.stop("op".into(), command).await.unwrap()
+        }));
+        idle().await;
+    }
+    assert_eq!(sim.robots.stopped("r").len(), 1);
+    for asked in asked {
+        assert!(asked.await.unwrap().fence_durable);
     }
     sleep(Duration::from_secs(1)).await;
     assert_eq!(sim.robots.stopped("r").len(), 2);
-    assert!(sim.open_in_memory("r") <= 16);
+    assert!(sim.open_in_memory("r") <= 18);
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,4 +223,98 @@ async fn a_held_robot_takes_no_mission_and_sends_none_until_released() {
     sim.engine().release(&robot).await.unwrap();
     sim.dispatch("m4").await.unwrap();
     assert_eq!(sim.robots.dispatched("r"), ["m1", "m4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_answer_is_not_called_an_unreachable_robot() {
+    let sim = Sim::new().await;
+    let slow = (Duration::from_millis(500), Ok(StopAnswer::Accepted));
+    sim.robots.script("r", |s| s.stop.push_back(slow));
+    assert!(!sim.stop("s1").await.robot_unreachable);
+    assert!(!sim.stop("s2").await.robot_unreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coalesced_stop_never_weakens_an_emergency_stop() {
+    let sim = Sim::new().await;
+    let slow = (Duration::from_millis(200), Ok(StopAnswer::Requested));
+    sim.robots.script("r", |s| s.stop.push_back(slow));
+    sim.stop("s1").await;
+    sim.estop("e1").await;
+    sim.stop("s2").await;
+    sleep(Duration::from_secs(1)).await;
+    let sent = sim
+        .robots
+        .got("r", |got| *got == Got::Stop(ActionType::EstopRequest));
+    assert_eq!(sent, ["e1"]);
+    // Its word on the one that was sent covers the one that was not.
+    sim.say("e1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.status("s2").await, "Succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_emergency_stop_out_of_reach_stays_one_whatever_stops_come_after() {
+    let mut sim = Sim::new().await;
+    sim.link("r", false).await;
+    sim.estop("e1").await;
+    for n in 0..20 {
+        sim.stop(&format!("s{n}")).await;
+    }
+    sim.crash().await;
+    sim.link("r", true).await;
+    let last = sim.robots.history();
+    let last = last
+        .iter()
+        .rfind(|e| matches!(e.got, Got::Stop(_)))
+        .unwrap();
+    assert_eq!(last.got, Got::Stop(ActionType::EstopRequest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_stop_for_a_robot_out_of_reach_is_kept_across_a_crash_too() {
+    let mut sim = Sim::new().await;
+    sim.stop("s1").await;
+    sim.say("s1", MissionStatus::Succeeded).await;
+    sim.link("r", false).await;
+    sim.stop("s1").await;
+    sim.crash().await;
+    let before = sim.robots.stopped("r").len();
+    sim.link("r", true).await;
+    assert!(sim.robots.stopped("r").len() > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stops_while_the_disk_hangs_do_not_grow_the_journals_queue_without_bound() {
+    let sim = Sim::new().await;
+    sim.disk(Disk::Hangs);
+    let engine = sim.engine();
+    for n in 0..20_000 {
+        let command = stop("r", &format!("s{n}"), ActionType::Stop);
+        // Dropped by an impatient caller.
+        let asked = engine.stop("op".into(), command);
+        let _ = tokio::time::timeout(Duration::ZERO, asked).await;
+    }
+    assert!(sim.robots.stopped("r").len() >= 1000);
+    let backlog = engine.journal().backlog();
+    assert!(backlog <= crate::journal::BACKLOG_LIMIT + 1, "{backlog}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_does_not_undo_a_hold_of_the_same_moment() {
+    let mut sim = Sim::new().await;
+    sim.estop("e1").await;
+    let engine = sim.engine();
+    let hold = async move {
+        engine
+            .hold(&"r".parse().unwrap(), "look at it")
+            .await
+            .unwrap()
+    };
+    while_releasing(&mut sim, hold).await;
+    for _ in 0..2 {
+        let view = sim.engine().robot(&"r".parse().unwrap()).unwrap();
+        assert_eq!(view.hold.as_deref(), Some("look at it"));
+        assert!(view.latched);
+        sim.crash().await;
+    }
 }
