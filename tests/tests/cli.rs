@@ -3,9 +3,7 @@
 
 mod common;
 
-use common::{
-    Ended, LIMIT, Process, World, assert_contains, id, process, until, world::free_port,
-};
+use common::{Ended, LIMIT, Process, World, assert_contains, id, process, until, world::free_port};
 use portarium_gateway::dev::hints::{CONTROL_PLANE, GATEWAY, OPERATOR};
 use serde_json::Value;
 use std::{
@@ -52,7 +50,11 @@ fn positions(out: &str) -> Vec<(u64, String, String)> {
     let lines = out.lines().map(|line| {
         let update: Value = serde_json::from_str(line).unwrap();
         let text = |key: &str| update[key].as_str().unwrap().to_owned();
-        (update["position"].as_u64().unwrap(), text("mission_id"), text("status"))
+        (
+            update["position"].as_u64().unwrap(),
+            text("mission_id"),
+            text("status"),
+        )
     });
     lines.collect()
 }
@@ -85,14 +87,24 @@ async fn missions_are_dispatched_followed_cancelled_stopped_and_confirmed() {
     // A long one is cancelled.
     told(&world, CONTROL_PLANE, 0, "mission dispatch --robot sim-mqtt --action navigate_to --param duration=60 --mission-id m-2").await;
     reached(&world, "m-2", "Executing").await;
-    let out = told(&world, CONTROL_PLANE, 0, "mission cancel m-2 --reason changed").await;
+    let out = told(
+        &world,
+        CONTROL_PLANE,
+        0,
+        "mission cancel m-2 --reason changed",
+    )
+    .await;
     assert_contains(&out, "mission m-2 is asked to end");
     reached(&world, "m-2", "Cancelled").await;
     let out = told(&world, CONTROL_PLANE, 1, "mission cancel m-2").await;
     assert_contains(&out, "mission m-2 is not cancelled");
 
     // Another one is stopped; what follows it is told to fail.
-    let mut follow = client(&world, CONTROL_PLANE, "mission dispatch --robot sim-grpc --action navigate_to --param duration=60 --mission-id m-3 --follow");
+    let mut follow = client(
+        &world,
+        CONTROL_PLANE,
+        "mission dispatch --robot sim-grpc --action navigate_to --param duration=60 --mission-id m-3 --follow",
+    );
     follow.kill_on_drop(true);
     let follow = Process::spawn(follow);
     follow.says("Executing").await;
@@ -111,14 +123,24 @@ async fn missions_are_dispatched_followed_cancelled_stopped_and_confirmed() {
     })
     .await;
     let refused = done(&world, CONTROL_PLANE, "mission confirm m-4").await;
-    assert_eq!((refused.code, refused.err.lines().count()), (Some(1), 1), "{refused:?}");
+    assert_eq!(
+        (refused.code, refused.err.lines().count()),
+        (Some(1), 1),
+        "{refused:?}"
+    );
     assert_contains(&refused.err, "ConfirmMission");
     let out = told(&world, OPERATOR, 0, "mission confirm m-4").await;
     assert_contains(&out, "mission m-4 is confirmed");
     reached(&world, "m-4", "Succeeded").await;
 
     // What is refused is exit code 1 and says why.
-    let out = told(&world, CONTROL_PLANE, 1, "mission dispatch --robot sim-mqtt --action weld").await;
+    let out = told(
+        &world,
+        CONTROL_PLANE,
+        1,
+        "mission dispatch --robot sim-mqtt --action weld",
+    )
+    .await;
     assert_contains(&out, "UnsupportedAction");
     assert_contains(&out, "it takes dock, navigate_to, undock");
 }
@@ -138,7 +160,10 @@ async fn robots_are_listed_shown_held_and_released() {
     let out = told(&world, OPERATOR, 0, "robot list").await;
     assert_eq!(out.lines().count(), 3, "{out}");
     let listed = told(&world, OPERATOR, 0, "robot list --json").await;
-    let robots: Vec<Value> = listed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let robots: Vec<Value> = listed
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     assert_eq!(robots[0]["robot_id"], "sim-grpc");
     assert_eq!(robots[1]["reachable"], true);
 
@@ -146,8 +171,17 @@ async fn robots_are_listed_shown_held_and_released() {
     assert_eq!(held["hold_reason"], "cleaning");
     let out = told(&world, OPERATOR, 0, "robot show sim-mqtt").await;
     assert_contains(&out, "held: cleaning");
-    let out = told(&world, CONTROL_PLANE, 1, "mission dispatch --robot sim-mqtt --action dock").await;
-    assert_contains(&out, "InvalidState: robot sim-mqtt is held by an operator: cleaning");
+    let out = told(
+        &world,
+        CONTROL_PLANE,
+        1,
+        "mission dispatch --robot sim-mqtt --action dock",
+    )
+    .await;
+    assert_contains(
+        &out,
+        "InvalidState: robot sim-mqtt is held by an operator: cleaning",
+    );
     let out = told(&world, OPERATOR, 0, "robot release sim-mqtt").await;
     assert_contains(&out, "ready");
     let missing = done(&world, OPERATOR, "robot show amr-404").await;
@@ -170,7 +204,11 @@ async fn a_watch_that_is_resumed_misses_nothing_and_ends_on_ctrl_c() {
     dispatch("before".into()).await;
     let live = Process::spawn(client(&world, OPERATOR, "mission watch --json"));
     until("the watch is open", || async {
-        (world.metric("portarium_gateway_grpc_connections", &[]).await >= 1.0).then_some(())
+        (world
+            .metric("portarium_gateway_grpc_connections", &[])
+            .await
+            >= 1.0)
+            .then_some(())
     })
     .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -178,21 +216,35 @@ async fn a_watch_that_is_resumed_misses_nothing_and_ends_on_ctrl_c() {
         dispatch(format!("m-{n}")).await;
     }
     live.says("\"m-2\",\"observed").await;
-    until("its end", || async { (live.out().matches("Succeeded").count() == 3).then_some(()) }).await;
+    until("its end", || async {
+        (live.out().matches("Succeeded").count() == 3).then_some(())
+    })
+    .await;
     let began = Instant::now();
     live.interrupt();
     let live = live.ended().await;
     assert_eq!((live.code, live.err.as_str()), (Some(0), ""), "{live:?}");
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
     let first = positions(&live.out);
-    assert!(first.iter().all(|(_, mission, _)| mission != "before"), "{first:?}");
+    assert!(
+        first.iter().all(|(_, mission, _)| mission != "before"),
+        "{first:?}"
+    );
 
     // Where it left off: exactly what follows, also across a restart of the gateway.
     let (last, ..) = first.last().unwrap();
     for n in 3..5 {
         dispatch(format!("m-{n}")).await;
     }
-    let resumed = Process::spawn(client(&world, OPERATOR, &format!("mission watch --json --after {last}")));
+    let resumed = Process::spawn(client(
+        &world,
+        OPERATOR,
+        &format!("mission watch --json --after {last}"),
+    ));
     resumed.says("m-4").await;
     gateway.interrupt();
     assert_eq!(gateway.ended().await.code, Some(0));
@@ -209,13 +261,19 @@ async fn a_watch_that_is_resumed_misses_nothing_and_ends_on_ctrl_c() {
     let second = positions(&resumed.out);
 
     let all = Process::spawn(client(&world, OPERATOR, "mission watch --json --after 0"));
-    until("all of it", || async { (all.out().matches("Succeeded").count() == 7).then_some(()) }).await;
+    until("all of it", || async {
+        (all.out().matches("Succeeded").count() == 7).then_some(())
+    })
+    .await;
     drop(gateway);
     let all: Vec<_> = positions(&all.out());
     let seen: Vec<_> = first.into_iter().chain(second).collect();
     let expected: Vec<_> = all.into_iter().filter(|(_, m, _)| m != "before").collect();
     assert_eq!(seen, expected);
-    println!("FIGURE cli: {} updates over two watches and a restart, none missed, none twice", seen.len());
+    println!(
+        "FIGURE cli: {} updates over two watches and a restart, none missed, none twice",
+        seen.len()
+    );
 }
 
 #[tokio::test]
@@ -227,7 +285,10 @@ async fn an_svid_in_files_is_of_one_generation_whenever_it_is_read() {
     writer.args(["--hint", CONTROL_PLANE, "--socket", &world.socket()]);
     let writer = Process::spawn(writer);
     writer.says("generation 1: ").await;
-    let mode = fs::metadata(dir.join("key.pem")).unwrap().permissions().mode();
+    let mode = fs::metadata(dir.join("key.pem"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
 
     let mut svids = std::collections::BTreeSet::new();
@@ -244,7 +305,10 @@ async fn an_svid_in_files_is_of_one_generation_whenever_it_is_read() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert!(svids.len() >= 20, "{} generations", svids.len());
-    println!("FIGURE cli: {reads} reads of three files over {} generations, all of one", svids.len());
+    println!(
+        "FIGURE cli: {reads} reads of three files over {} generations, all of one",
+        svids.len()
+    );
     writer.interrupt();
     let ended = writer.ended().await;
     assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
@@ -309,7 +373,11 @@ async fn without_an_agent_the_svid_is_not_shown_and_that_is_said_within_five_sec
     let began = Instant::now();
     let ended = process::run(&["svid", "show", "--socket", &socket]).await;
     let took = began.elapsed();
-    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_eq!(
+        (ended.code, ended.err.lines().count()),
+        (Some(1), 1),
+        "{ended:?}"
+    );
     assert_contains(&ended.err, "the Workload API socket does not exist");
     assert!(took < Duration::from_secs(5), "{took:?}");
     println!("FIGURE cli: svid show without a socket fails after {took:.2?}");
@@ -321,7 +389,11 @@ async fn without_an_agent_the_svid_is_not_shown_and_that_is_said_within_five_sec
     // Several SVIDs and no choice: the choices are named.
     let world = World::new(TTL).await;
     let ended = process::run(&["svid", "show", "--socket", &world.socket()]).await;
-    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_eq!(
+        (ended.code, ended.err.lines().count()),
+        (Some(1), 1),
+        "{ended:?}"
+    );
     assert_contains(&ended.err, "choose one with --hint");
     assert_contains(&ended.err, OPERATOR);
 }
@@ -329,21 +401,44 @@ async fn without_an_agent_the_svid_is_not_shown_and_that_is_said_within_five_sec
 #[tokio::test]
 async fn a_gateway_that_is_not_there_or_another_one_is_one_clear_line_and_exit_code_1() {
     let world = World::new(TTL).await;
-    for words in ["robot list", "mission status m", "mission watch", "mission stop --robot sim-mqtt"] {
+    for words in [
+        "robot list",
+        "mission status m",
+        "mission watch",
+        "mission stop --robot sim-mqtt",
+    ] {
         let ended = done(&world, OPERATOR, words).await;
-        assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{words}: {ended:?}");
-        assert_contains(&ended.err, &format!("error: localhost:{} as {}: ", world.grpc, id(OPERATOR)));
+        assert_eq!(
+            (ended.code, ended.err.lines().count()),
+            (Some(1), 1),
+            "{words}: {ended:?}"
+        );
+        assert_contains(
+            &ended.err,
+            &format!("error: localhost:{} as {}: ", world.grpc, id(OPERATOR)),
+        );
         assert_contains(&ended.err, "refused");
     }
     let _gateway = world.serve().await;
     let mut other = client(&world, OPERATOR, "robot list");
     other.env("PORTARIUM_SERVER_ID", id("another"));
     let ended = Process::spawn(other).ended().await;
-    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
-    assert_contains(&ended.err, &format!("the policy does not admit {}", id(GATEWAY)));
+    assert_eq!(
+        (ended.code, ended.err.lines().count()),
+        (Some(1), 1),
+        "{ended:?}"
+    );
+    assert_contains(
+        &ended.err,
+        &format!("the policy does not admit {}", id(GATEWAY)),
+    );
     // And one that does not admit us says what that may be.
     let ended = done(&world, "robot", "robot list").await;
-    assert_eq!((ended.code, ended.err.lines().count()), (Some(1), 1), "{ended:?}");
+    assert_eq!(
+        (ended.code, ended.err.lines().count()),
+        (Some(1), 1),
+        "{ended:?}"
+    );
     assert_contains(&ended.err, "does not admit our SPIFFE ID");
 }
 
@@ -357,7 +452,11 @@ async fn wrong_usage_is_exit_code_2() {
         &["launch"],
     ] {
         let ended = process::run(words).await;
-        assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{words:?}: {ended:?}");
+        assert_eq!(
+            (ended.code, ended.out.as_str()),
+            (Some(2), ""),
+            "{words:?}: {ended:?}"
+        );
     }
 }
 
@@ -366,7 +465,10 @@ fn dev(words: &[&str], grpc: &str) -> Command {
     let mut command = process::command(&[&["dev"], words].concat());
     command
         .env("PORTARIUM__GRPC__LISTEN", grpc)
-        .env("PORTARIUM__HEALTH__LISTEN", format!("127.0.0.1:{}", free_port()))
+        .env(
+            "PORTARIUM__HEALTH__LISTEN",
+            format!("127.0.0.1:{}", free_port()),
+        )
         .env("PORTARIUM__ADMIN__LISTEN", "127.0.0.1:0");
     command
 }
@@ -375,28 +477,44 @@ fn dev(words: &[&str], grpc: &str) -> Command {
 async fn dev_tells_commands_that_work_and_ends_promptly_on_ctrl_c() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
-    let dev = Process::spawn(dev(&["--state-dir", state.to_str().unwrap()], "127.0.0.1:0"));
+    let dev = Process::spawn(dev(
+        &["--state-dir", state.to_str().unwrap()],
+        "127.0.0.1:0",
+    ));
     dev.says("Ctrl-C ends it").await;
     let banner = dev.out();
-    let exports = banner.lines().filter_map(|line| line.trim().strip_prefix("export "));
+    let exports = banner
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("export "));
     let exports: Vec<(String, String)> = exports
         .flat_map(|line| line.split(' '))
         .map(|pair| pair.split_once('=').unwrap())
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     assert_eq!(exports.len(), 3, "{banner}");
-    let shown = banner.lines().filter_map(|line| line.trim().strip_prefix("portarium-gateway "));
+    let shown = banner
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("portarium-gateway "));
     let mut tried = 0;
     for words in shown.filter(|line| line.contains("--hint") && !line.contains("watch")) {
         let words: Vec<_> = words.split(' ').collect();
         let mut command = process::command(&words);
         command.envs(exports.clone());
         let ended = Process::spawn(command).ended().await;
-        assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{words:?}: {ended:?}");
+        assert_eq!(
+            (ended.code, ended.err.as_str()),
+            (Some(0), ""),
+            "{words:?}: {ended:?}"
+        );
         tried += 1;
     }
     assert_eq!(tried, 4, "{banner}");
-    for file in ["gateway.toml", "journal.sqlite", "audit.jsonl", "agent.sock"] {
+    for file in [
+        "gateway.toml",
+        "journal.sqlite",
+        "audit.jsonl",
+        "agent.sock",
+    ] {
         assert!(state.join(file).exists(), "{file}");
     }
     let began = Instant::now();
@@ -413,10 +531,13 @@ async fn dev_with_a_port_in_use_says_what_to_do_about_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let ended = Process::spawn(dev(&[], &address)).ended().await;
-    assert_eq!((ended.code, ended.out.as_str()), (Some(78), ""), "{ended:?}");
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (Some(78), ""),
+        "{ended:?}"
+    );
     let last = ended.err.lines().last().unwrap();
     assert_contains(last, &address);
     assert_contains(last, "PORTARIUM__GRPC__LISTEN=127.0.0.1:0");
     println!("{last}");
 }
-

@@ -21,7 +21,9 @@ async fn a_control_plane_in_node_works_across_rotations_without_a_failed_call() 
     let _gateway = world.serve().await;
     let dir = world.file("svid");
     let mut writer = process::command(&["svid", "write", "--hint", CONTROL_PLANE]);
-    writer.args(["--socket", &world.socket(), "--dir"]).arg(&dir);
+    writer
+        .args(["--socket", &world.socket(), "--dir"])
+        .arg(&dir);
     let writer = Process::spawn(writer);
     writer.says("generation 1: ").await;
 
@@ -41,17 +43,37 @@ async fn a_control_plane_in_node_works_across_rotations_without_a_failed_call() 
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let count = |key: &str| seen[key].as_u64().unwrap();
     assert!(count("rotations") >= ROTATIONS, "{seen}");
-    assert!(count("succeeded") >= 10 && count("cancelled") >= 2, "{seen}");
+    assert!(
+        count("succeeded") >= 10 && count("cancelled") >= 2,
+        "{seen}"
+    );
     assert_eq!(count("dispatched"), count("succeeded") + count("cancelled"));
     // Pending, Dispatched, Executing and the end of each: none missed.
     assert!(count("updates") >= 4 * count("dispatched"), "{seen}");
-    for service in ["portarium.robotics.v1.MissionService", "grpc.health.v1.Health"] {
-        assert!(seen["services"].as_array().unwrap().contains(&json!(service)), "{seen}");
+    for service in [
+        "portarium.robotics.v1.MissionService",
+        "grpc.health.v1.Health",
+    ] {
+        assert!(
+            seen["services"]
+                .as_array()
+                .unwrap()
+                .contains(&json!(service)),
+            "{seen}"
+        );
     }
     // The host name is checked: the same gateway under another name is no gateway.
-    assert_contains(seen["wrong_host_name"].as_str().unwrap(), "ERR_TLS_CERT_ALTNAME_INVALID");
+    assert_contains(
+        seen["wrong_host_name"].as_str().unwrap(),
+        "ERR_TLS_CERT_ALTNAME_INVALID",
+    );
     println!(
         "FIGURE node: {} calls, {} missions ({} cancelled), {} updates over {} streams, {} rotations, 0 failed calls",
-        seen["calls"], seen["dispatched"], seen["cancelled"], seen["updates"], seen["streams"], seen["rotations"]
+        seen["calls"],
+        seen["dispatched"],
+        seen["cancelled"],
+        seen["updates"],
+        seen["streams"],
+        seen["rotations"]
     );
 }

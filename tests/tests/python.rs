@@ -21,9 +21,11 @@ async fn the_authority_serves_an_independent_workload_api_client() {
     let python = here.join(".peers/python/bin/python");
     assert!(python.is_file(), "no {}: run tests/run", python.display());
     let mut client = Command::new(python);
-    client
-        .arg(here.join("peers/python/workload_api.py"))
-        .args([&world.socket(), &id(CONTROL_PLANE), &ROTATIONS.to_string()]);
+    client.arg(here.join("peers/python/workload_api.py")).args([
+        &world.socket(),
+        &id(CONTROL_PLANE),
+        &ROTATIONS.to_string(),
+    ]);
     let ended = Process::spawn(client).ended().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let seen: Value = serde_json::from_str(&ended.out).unwrap();
@@ -37,14 +39,21 @@ async fn the_authority_serves_an_independent_workload_api_client() {
     }
     assert_eq!(seen["jwt"]["subject"], id(CONTROL_PLANE));
     assert_eq!(seen["jwt"]["audience"], json!(["portarium-tests"]));
-    assert_eq!(seen["jwt"]["refused"], json!(["a changed signature", "another audience"]));
+    assert_eq!(
+        seen["jwt"]["refused"],
+        json!(["a changed signature", "another audience"])
+    );
     assert_eq!(seen["jwt_authorities"], 1);
     let seconds = seen["jwt"]["seconds"].as_i64().unwrap();
     assert!((240..=300).contains(&seconds), "{seconds}");
     let calls = seen["without_header"].as_object().unwrap();
     assert_eq!(calls.len(), 5);
     for (call, codes) in calls {
-        assert_eq!(*codes, json!(["INVALID_ARGUMENT", "INVALID_ARGUMENT"]), "{call}");
+        assert_eq!(
+            *codes,
+            json!(["INVALID_ARGUMENT", "INVALID_ARGUMENT"]),
+            "{call}"
+        );
     }
     let serials = seen["serials"].as_array().unwrap();
     assert_eq!(serials.len(), ROTATIONS + 1, "{seen}");

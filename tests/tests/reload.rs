@@ -5,7 +5,9 @@ mod common;
 
 use common::{Client, Process, World, assert_contains, id, mission, parameters, stop, until};
 use portarium_gateway::dev::hints::{CONTROL_PLANE, OPERATOR, ROBOT};
-use portarium_protocols::grpc::pb::{self, DispatchStatus, ListRobotsRequest, WatchMissionsRequest};
+use portarium_protocols::grpc::pb::{
+    self, DispatchStatus, ListRobotsRequest, WatchMissionsRequest,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::time::Duration;
@@ -33,7 +35,9 @@ async fn refused(world: &World, gateway: &Process, config: &str, reason: &str) {
     assert_eq!(line["decision"], "refused", "{line}");
     assert_contains(line["reason"].as_str().unwrap(), reason);
     gateway.complains(reason).await;
-    gateway.complains("the old robots and policy stay in force").await;
+    gateway
+        .complains("the old robots and policy stay in force")
+        .await;
 }
 
 async fn robots(client: &mut Client) -> Vec<pb::Robot> {
@@ -45,13 +49,20 @@ async fn dispatch(
     client: &mut Client,
     request: pb::DispatchMissionRequest,
 ) -> pb::DispatchMissionResponse {
-    client.calls.dispatch_mission(request).await.unwrap().into_inner()
+    client
+        .calls
+        .dispatch_mission(request)
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 /// The section of one robot in the configuration.
 fn robot_section(config: &str, robot: &str) -> String {
     let sections: Vec<_> = config.split("[[robots]]").collect();
-    let section = sections.iter().find(|s| s.contains(&format!("id = \"{robot}\"")));
+    let section = sections
+        .iter()
+        .find(|s| s.contains(&format!("id = \"{robot}\"")));
     format!("[[robots]]{}", section.unwrap())
 }
 
@@ -89,7 +100,12 @@ async fn robots_and_policy_are_taken_over_while_missions_run() {
             mission_id: running.mission_id.clone(),
             ..Default::default()
         };
-        let told = client.calls.clone().get_mission_status(status).await.unwrap();
+        let told = client
+            .calls
+            .clone()
+            .get_mission_status(status)
+            .await
+            .unwrap();
         (told.into_inner().status == "Succeeded").then_some(())
     })
     .await;
@@ -103,10 +119,17 @@ async fn robots_and_policy_are_taken_over_while_missions_run() {
     .await;
     assert_eq!(robots(&mut client).await.len(), 1);
     let answer = dispatch(&mut client, mission("sim-mqtt", "dock")).await;
-    assert_contains(&answer.message, "robot_id: robot sim-mqtt is not configured");
+    assert_contains(
+        &answer.message,
+        "robot_id: robot sim-mqtt is not configured",
+    );
     taken(&world, &gateway, &config).await;
     until("it is reachable again", || async {
-        let listed = client.calls.clone().list_robots(ListRobotsRequest::default()).await;
+        let listed = client
+            .calls
+            .clone()
+            .list_robots(ListRobotsRequest::default())
+            .await;
         let robots = listed.unwrap().into_inner().robots;
         let back = robots.iter().find(|robot| robot.robot_id == "sim-mqtt")?;
         (back.reachable && back.reconciled).then_some(())
@@ -127,14 +150,23 @@ async fn what_is_wrong_is_refused_whole_and_the_old_stays_in_force() {
     // A file that is wrong, beside a robot that would be new.
     let with_more = config.replacen("\"navigate_to\"", "\"navigate_to\", \"weld\"", 1);
     for (wrong, reason) in [
-        (with_more.clone() + "\nadress = \"x\"\n", "unknown key; did you mean \"address\"?"),
+        (
+            with_more.clone() + "\nadress = \"x\"\n",
+            "unknown key; did you mean \"address\"?",
+        ),
         (with_more.clone() + "[[[", "line "),
-        (with_more.replace("fleet = \"sim\"", "fleet = \"a/b\""), "robots[0].fleet"),
+        (
+            with_more.replace("fleet = \"sim\"", "fleet = \"a/b\""),
+            "robots[0].fleet",
+        ),
         (
             with_more.replace(&format!("127.0.0.1:{}", world.grpc), "127.0.0.1:0"),
             "restart it for: grpc.listen",
         ),
-        (with_more.replace("journal.sqlite", "other.sqlite"), "restart it for: journal.path"),
+        (
+            with_more.replace("journal.sqlite", "other.sqlite"),
+            "restart it for: journal.path",
+        ),
     ] {
         refused(&world, &gateway, &wrong, reason).await;
         assert_eq!(robots(&mut client).await, before);
@@ -152,7 +184,11 @@ async fn what_is_wrong_is_refused_whole_and_the_old_stays_in_force() {
     refused(&world, &gateway, &moved, &reason).await;
     let now = robots(&mut client).await;
     assert_eq!(now.len(), 2);
-    assert!(now.iter().all(|robot| !robot.actions.contains(&"weld".to_owned())), "{now:?}");
+    assert!(
+        now.iter()
+            .all(|robot| !robot.actions.contains(&"weld".to_owned())),
+        "{now:?}"
+    );
     let answer = dispatch(&mut client, mission("sim-mqtt", "dock")).await;
     assert_eq!(answer.status(), DispatchStatus::Dispatched, "{answer:?}");
 
@@ -172,14 +208,23 @@ async fn callers_that_are_no_longer_admitted_are_cut() {
         from_now: true,
         ..Default::default()
     };
-    let mut watch = operator.calls.watch_missions(watch).await.unwrap().into_inner();
+    let mut watch = operator
+        .calls
+        .watch_missions(watch)
+        .await
+        .unwrap()
+        .into_inner();
 
-    let start = config.find(&format!("[[policy]]\npeers = [\"{}\"]", id(OPERATOR))).unwrap();
+    let start = config
+        .find(&format!("[[policy]]\npeers = [\"{}\"]", id(OPERATOR)))
+        .unwrap();
     let end = start + config[start..].find("[mqtt.").unwrap();
     let without = format!("{}{}", &config[..start], &config[end..]);
     taken(&world, &gateway, &without).await;
 
-    let ended = tokio::time::timeout(common::LIMIT, watch.message()).await.unwrap();
+    let ended = tokio::time::timeout(common::LIMIT, watch.message())
+        .await
+        .unwrap();
     assert!(ended.is_err(), "{ended:?}");
     assert!(world.try_client(OPERATOR).await.is_err());
     // All others notice nothing.

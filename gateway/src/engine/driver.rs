@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// The pause before a mission that could not be sent, or a question that got no answer, is tried
 /// again, where the link's return does not say so earlier.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// What a robot's driver waits for.
 pub(super) enum Done {
@@ -27,7 +27,7 @@ pub(super) enum Done {
     Fence,
 }
 
-type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
+pub(super) type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
 
 impl Inner {
     /// Starts the robot's task.
@@ -225,8 +225,10 @@ impl RobotState {
         let Some(open) = self.open.get_mut(id) else {
             return;
         };
-        if !matches!(active.phase, Phase::Sending) {
-            return;
+        match active.phase {
+            Phase::Sending => {}
+            Phase::Repeating => return self.repeated(id, result, at, records),
+            _ => return,
         }
         active.phase = Phase::Sent;
         match result {
@@ -297,7 +299,7 @@ impl RobotState {
         };
         match active.phase {
             // Its own answer comes first.
-            Phase::Sending => {}
+            Phase::Sending | Phase::Repeating => {}
             Phase::Committing(_) => self.reconciled = true,
             Phase::Sent | Phase::Lost => {
                 let (Some(open), Some(adapter)) = (self.open.get(&active.id), spec.adapter.clone())
@@ -343,8 +345,6 @@ impl RobotState {
             Reconciled::Known(report) => {
                 self.take_report(&report, at, records);
             }
-            // It was heard of, or handed over for certain: its word is awaited.
-            Reconciled::CannotAsk if open.state.heard || !lost => {}
             Reconciled::NotKnown if open.state.heard => {
                 self.unknown_outcome(
                     id,
@@ -353,23 +353,14 @@ impl RobotState {
                     records,
                 );
             }
+            Reconciled::NotKnown | Reconciled::CannotAsk if self.may_repeat(id, spec) => {
+                self.repeat(id, spec, calls);
+            }
+            // It was heard of, or handed over for certain: its word is awaited.
+            Reconciled::CannotAsk if open.state.heard || !lost => {}
             Reconciled::NotKnown | Reconciled::CannotAsk => {
-                let again = spec.idempotent
-                    && self.reconciled
-                    && !open.state.cancel_requested
-                    && !self.latched
-                    && self.hold.is_none()
-                    && self.fence_pending.is_none()
-                    && !self.stop.under_way
-                    && self.stop.next.is_none()
-                    && open.deliver_by > Instant::now();
-                if again {
-                    tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent and has not reported");
-                    self.send(id, spec, calls);
-                } else {
-                    let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";
-                    self.unknown_outcome(id, detail, at, records);
-                }
+                let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";
+                self.unknown_outcome(id, detail, at, records);
             }
         }
     }
@@ -390,7 +381,7 @@ impl RobotState {
     }
 }
 
-async fn dispatch(
+pub(super) async fn dispatch(
     adapter: Arc<dyn Adapter>,
     id: MissionId,
     command: Arc<Command>,

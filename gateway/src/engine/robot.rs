@@ -95,6 +95,8 @@ pub(super) enum Phase {
     Committing(Commit),
     /// The adapter has it.
     Sending,
+    /// The adapter has it once more: the robot may have it already.
+    Repeating,
     /// It was handed over.
     Sent,
     /// Whether it was handed over is not known: the robot is asked.
@@ -243,8 +245,10 @@ impl RobotState {
     pub(super) fn is_handing_over(&self) -> bool {
         self.stop.under_way
             || self.active.as_ref().is_some_and(|a| {
-                matches!(a.phase, Phase::Committing(_) | Phase::Sending)
-                    || a.cancel == CancelPhase::Sending
+                matches!(
+                    a.phase,
+                    Phase::Committing(_) | Phase::Sending | Phase::Repeating
+                ) || a.cancel == CancelPhase::Sending
             })
     }
 
