@@ -180,7 +180,11 @@ async fn what_is_wrong_is_refused_whole_and_the_old_stays_in_force() {
     let gone = with_more.replace(&robot_section(&with_more, "sim-grpc"), "");
     let reason = format!("while mission {} is open", running.mission_id);
     refused(&world, &gateway, &gone, &reason).await;
-    let moved = with_more.replace("address = \"localhost:", "address = \"127.0.0.1:");
+    let moved = with_more.replace(
+        "\"grpc\"\naddress = \"localhost:",
+        "\"grpc\"\naddress = \"127.0.0.1:",
+    );
+    assert_ne!(moved, with_more);
     refused(&world, &gateway, &moved, &reason).await;
     let now = robots(&mut client).await;
     assert_eq!(now.len(), 2);

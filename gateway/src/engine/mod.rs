@@ -31,7 +31,7 @@ pub use stop::Stopped;
 pub use transition::rfc3339;
 pub use view::{Counts, MissionView, Probe, RobotView};
 
-use crate::journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer};
+use crate::journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer, RobotRow};
 use arc_swap::ArcSwap;
 use index::Index;
 use portarium_protocols::{
@@ -110,6 +110,8 @@ struct Inner {
     world: World,
     journal: Journal,
     robots: ArcSwap<BTreeMap<RobotId, Arc<Robot>>>,
+    /// What holds for robots that are not configured now, should they come back.
+    absent: Mutex<BTreeMap<RobotId, RobotRow>>,
     index: Mutex<Index>,
     open: AtomicUsize,
     // One look at the disk at a time for late words on missions that have ended.
@@ -136,6 +138,7 @@ impl Engine {
             world,
             journal,
             robots: ArcSwap::default(),
+            absent: Mutex::default(),
             index: Mutex::default(),
             open: AtomicUsize::new(0),
             late: Arc::new(Semaphore::new(1)),
@@ -178,6 +181,10 @@ impl Engine {
 impl Inner {
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn absent(&self) -> MutexGuard<'_, BTreeMap<RobotId, RobotRow>> {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn robot(&self, id: &RobotId) -> Option<Arc<Robot>> {

@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// Makes the robots, gives each its row and its open missions, and starts to drive them. No
 /// mission is sent before the robot was asked what became of those it may have; stops and
@@ -43,11 +44,11 @@ pub(super) fn take_up(
         robots.insert(id, inner.new_robot(spec));
     }
     for row in loaded.robots {
-        if let Some(robot) = robots.get(&row.robot_id) {
-            let mut state = robot.lock();
-            state.latched = row.latched;
-            state.hold = row.hold;
-            state.fence = row.fence.unwrap_or_default();
+        match robots.get(&row.robot_id) {
+            Some(robot) => robot.lock().inherit(row),
+            None => {
+                inner.absent().insert(row.robot_id.clone(), row);
+            }
         }
     }
     let now = inner.world.clock.now();
@@ -121,7 +122,12 @@ impl RobotState {
                 } else {
                     Phase::Lost
                 };
-                self.active = Some(Active { id, phase, cancel });
+                self.active = Some(Active {
+                    id,
+                    phase,
+                    cancel,
+                    word_by: Instant::now() + within,
+                });
             }
             ActionType::ExecuteAction if state.status == MissionStatus::Pending => {
                 self.queue.push_back(id);

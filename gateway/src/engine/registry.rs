@@ -1,6 +1,7 @@
 //! The robots as configured, and their exchange while the gateway runs.
 
 use super::{Engine, Inner, Robot, robot::RobotState};
+use crate::journal::RobotRow;
 use portarium_protocols::{
     adapter::{Adapter, Link},
     ids::{FleetId, MissionId, RobotId},
@@ -91,13 +92,21 @@ impl Engine {
                 }
                 previous => {
                     let robot = self.inner.new_robot(spec);
-                    if let Some(previous) = previous {
-                        robot.lock().inherit(&previous.lock());
+                    let kept = match previous {
+                        Some(previous) => Some(previous.lock().row(&id)),
+                        None => self.inner.absent().remove(&id),
+                    };
+                    if let Some(kept) = kept {
+                        robot.lock().inherit(kept);
                     }
                     self.inner.drive(&robot);
                     next.insert(id, robot);
                 }
             }
+        }
+        for (id, robot) in current.iter().filter(|(id, _)| !next.contains_key(*id)) {
+            let kept = robot.lock().row(id);
+            self.inner.absent().insert(id.clone(), kept);
         }
         self.inner.robots.store(Arc::new(next));
         Ok(())
@@ -120,11 +129,12 @@ impl Inner {
 }
 
 impl RobotState {
-    /// Hold, latch and fence stay with the name when the robot behind it changes.
-    fn inherit(&mut self, previous: &Self) {
-        self.latched = previous.latched;
-        self.hold.clone_from(&previous.hold);
-        self.fence = previous.fence;
+    /// Hold, latch and fence stay with the name, also when the robot behind it changes, or is
+    /// taken out of the configuration and put in again.
+    pub(super) fn inherit(&mut self, kept: RobotRow) {
+        self.latched = kept.latched;
+        self.hold = kept.hold;
+        self.fence = kept.fence.unwrap_or_default();
     }
 }
 

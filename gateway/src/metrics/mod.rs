@@ -15,11 +15,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
-use sources::Scrape;
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use sources::{Scrape, Shared};
+use std::{sync::Arc, time::Duration};
 
 /// The media type of what [`Metrics::encode`] makes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -43,7 +40,7 @@ const EVENTS_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    sources: Arc<OnceLock<Sources>>,
+    sources: Arc<Scrape>,
     transitions: Family<MissionLabels, Counter>,
     open: Family<MissionLabels, Gauge>,
     dispatches: Family<StatusLabels, Counter>,
@@ -69,7 +66,7 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let mut metrics = Self {
             registry: Registry::with_prefix("portarium_gateway"),
-            sources: Arc::new(OnceLock::new()),
+            sources: Arc::default(),
             transitions: Family::default(),
             open: Family::default(),
             dispatches: Family::default(),
@@ -125,13 +122,18 @@ impl Metrics {
             "Events that were committed together; its count is that of commits",
             self.commit_events.clone(),
         );
-        registry.register_collector(Box::new(Scrape(Arc::clone(&self.sources))));
+        registry.register_collector(Box::new(Shared(Arc::clone(&self.sources))));
     }
 
-    /// Names whom to ask at each scrape. Only the first call counts.
+    /// Names whom to ask for the identity at each scrape. Only the first call counts.
+    pub fn ask_identity(&self, ask: impl Fn() -> IdentitySample + Send + Sync + 'static) {
+        // A second call would be a second composition of one process; so below.
+        let _ = self.sources.identity.set(Box::new(ask));
+    }
+
+    /// Names whom to ask for everything else. Only the first call counts.
     pub fn ask(&self, sources: Sources) {
-        // A second call would be a second composition of one process.
-        let _ = self.sources.set(sources);
+        let _ = self.sources.others.set(sources);
     }
 
     /// Everything, as text.

@@ -17,10 +17,8 @@ use std::{
 
 type Ask<T> = Box<dyn Fn() -> T + Send + Sync>;
 
-/// Whom to ask. Each answers at once, from memory.
+/// Whom to ask once the gateway serves. Each answers at once, from memory.
 pub struct Sources {
-    /// The identity; `None` in development.
-    pub identity: Option<Ask<IdentitySample>>,
     /// The listener of the control plane.
     pub server: Ask<ServerStats>,
     /// The adapters' connections.
@@ -76,20 +74,32 @@ pub struct EngineSample {
     pub robots_unreachable: u64,
 }
 
-/// Asks all sources once they are known.
-#[derive(Debug)]
-pub(super) struct Scrape(pub(super) Arc<OnceLock<Sources>>);
+/// Asks each once it is known: the identity long before all others where an SVID is waited for.
+#[derive(Default)]
+pub(super) struct Scrape {
+    pub(super) identity: OnceLock<Ask<IdentitySample>>,
+    pub(super) others: OnceLock<Sources>,
+}
 
-impl Collector for Scrape {
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared(pub(super) Arc<Scrape>);
+
+impl Collector for Shared {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(sources) = self.0.get() else {
-            return Ok(());
-        };
         let mut page = Page(encoder);
-        let identity = sources.identity.as_ref().map(|ask| ask());
+        let identity = self.0.identity.get().map(|ask| ask());
         if let Some(identity) = &identity {
             page.identity(identity)?;
         }
+        let Some(sources) = self.0.others.get() else {
+            return Ok(());
+        };
         page.server((sources.server)())?;
         let generation = identity
             .and_then(|identity| identity.svid)

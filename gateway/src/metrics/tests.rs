@@ -8,21 +8,21 @@ use std::{collections::HashSet, time::SystemTime};
 /// Metrics of which each has a value of its own.
 fn sampled() -> Arc<Metrics> {
     let metrics = Metrics::new();
-    metrics.ask(Sources {
-        identity: Some(Box::new(|| IdentitySample {
-            state: IdentityState::PermissionDenied,
-            svid: Some((7, SystemTime::now() + Duration::from_secs(100))),
-            stats: IdentityStats {
-                rotations: 6,
-                reconnects: 2,
-                server: HandshakeStats {
-                    ok: 11,
-                    not_admitted: 12,
-                    ..HandshakeStats::default()
-                },
-                ..IdentityStats::default()
+    metrics.ask_identity(|| IdentitySample {
+        state: IdentityState::PermissionDenied,
+        svid: Some((7, SystemTime::now() + Duration::from_secs(100))),
+        stats: IdentityStats {
+            rotations: 6,
+            reconnects: 2,
+            server: HandshakeStats {
+                ok: 11,
+                not_admitted: 12,
+                ..HandshakeStats::default()
             },
-        })),
+            ..IdentityStats::default()
+        },
+    });
+    metrics.ask(Sources {
         server: Box::new(|| ServerStats {
             accepted: 21,
             turned_away: 22,

@@ -47,28 +47,28 @@ impl ServiceObserver for ToMetrics {
     }
 }
 
+/// How the identity stands, for the metrics.
+pub(super) fn identity(manager: &SvidManager) -> IdentitySample {
+    IdentitySample {
+        state: manager.state(),
+        svid: manager
+            .current()
+            .map(|svid| (svid.generation, svid.not_after)),
+        stats: manager.stats(),
+    }
+}
+
 /// Names whom the metrics ask at each scrape. They hold on to nothing that has to end.
 pub(super) fn sources(
-    identity: Option<&SvidManager>,
     connections: &Arc<Connections>,
     adapters: &Arc<Adapters>,
     engine: &Engine,
     audit: &Audit,
 ) -> Sources {
-    let identity = identity.cloned().map(|manager| {
-        Box::new(move || IdentitySample {
-            state: manager.state(),
-            svid: manager
-                .current()
-                .map(|svid| (svid.generation, svid.not_after)),
-            stats: manager.stats(),
-        }) as Box<dyn Fn() -> IdentitySample + Send + Sync>
-    });
     let connections = connections.clone();
     let adapters = Arc::downgrade(adapters);
     let (probe, audit) = (engine.probe(), audit.clone());
     Sources {
-        identity,
         server: Box::new(move || connections.stats()),
         adapters: Box::new(move || adapters.upgrade().map(|a| a.samples()).unwrap_or_default()),
         engine: Box::new(move || {

@@ -78,6 +78,10 @@ impl Gateway {
                 None
             }
             Some(manager) => {
+                metrics.ask_identity({
+                    let manager = manager.clone();
+                    move || observe::identity(&manager)
+                });
                 let component = readiness.component("identity");
                 tasks.run("identity", readiness::identity(manager.clone(), component));
                 tokio::select! {
@@ -123,13 +127,7 @@ impl Gateway {
         let tls = identity
             .as_ref()
             .map(|manager| manager.server_tls(config.reloadable.policy.peer_policy(), ALPN));
-        metrics.ask(observe::sources(
-            identity.as_ref(),
-            &connections,
-            &adapters,
-            &engine,
-            &audit,
-        ));
+        metrics.ask(observe::sources(&connections, &adapters, &engine, &audit));
         let service = Service::new(
             engine.clone(),
             policy.clone(),

@@ -1,9 +1,9 @@
 //! A program of ours as a child.
 
 use super::{LIMIT, until};
+use portarium_tests::binary;
 use std::{
     env,
-    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,24 +15,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// The shipped binary, built beside the tests; `PORTARIUM_GATEWAY` names another one.
-pub fn binary() -> PathBuf {
-    if let Some(path) = env::var_os("PORTARIUM_GATEWAY") {
-        return path.into();
-    }
-    let deps = env::current_exe().unwrap();
-    let path = deps.ancestors().nth(2).unwrap().join("portarium-gateway");
-    assert!(
-        path.is_file(),
-        "{} is missing; build it with: cargo build -p portarium-gateway",
-        path.display()
-    );
-    path
-}
-
-/// The binary with these words, in an environment without anything that it reads.
+/// The shipped binary with these words, in an environment without anything that it reads.
 pub fn command(words: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary("portarium-gateway"));
     let ours = |name: &str| name.starts_with("PORTARIUM") || name.starts_with("SPIFFE");
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();

@@ -145,7 +145,7 @@ impl World {
             let ready = robots
                 .iter()
                 .all(|robot| robot.reachable && robot.reconciled);
-            (robots.len() == 2 && ready).then_some(())
+            (robots.len() >= 2 && ready).then_some(())
         })
         .await;
         gateway
@@ -167,14 +167,24 @@ impl World {
         manager
     }
 
-    pub async fn try_client(&self, hint: &str) -> Result<Client, String> {
+    /// A connection as this workload; it lasts as long as the second part.
+    pub async fn try_channel(&self, hint: &str) -> Result<(Channel, SvidManager), String> {
         let identity = self.identity(hint).await;
         let gateway = PeerPolicy::new([id(hints::GATEWAY).parse().unwrap()]);
         let tls = identity.client_tls(gateway, ALPN);
         let target = format!("localhost:{}", self.grpc).parse().unwrap();
         let channel = connect(&target, Some(&tls)).await;
+        Ok((channel.map_err(|e| e.to_string())?, identity))
+    }
+
+    pub async fn channel(&self, hint: &str) -> (Channel, SvidManager) {
+        self.try_channel(hint).await.unwrap()
+    }
+
+    pub async fn try_client(&self, hint: &str) -> Result<Client, String> {
+        let (channel, identity) = self.try_channel(hint).await?;
         Ok(Client {
-            calls: MissionServiceClient::new(channel.map_err(|e| e.to_string())?),
+            calls: MissionServiceClient::new(channel),
             _identity: identity,
         })
     }
@@ -231,31 +241,24 @@ impl World {
         .await
     }
 
-    /// Status and body of a plain HTTP request; `None` where nobody answers.
-    pub async fn get(&self, port: u16, path: &str) -> Option<(u16, String)> {
-        let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        tcp.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        timeout(LIMIT, tcp.read_to_string(&mut answer))
-            .await
-            .ok()?
-            .ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some((status, body.to_owned()))
-    }
-
-    pub async fn ready(&self) -> (u16, String) {
-        until("health answers", || self.get(self.health, "/readyz")).await
-    }
-
     /// The sum of the metric's samples whose labels contain all of these.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let (_, page) = until("metrics answer", || self.get(self.admin, "/metrics")).await;
+        let (_, page) = until("metrics answer", || http_get(self.admin, "/metrics")).await;
         sum(&page, name, labels)
     }
+}
+
+/// Status and body of a plain HTTP request; `None` where nobody answers.
+pub async fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    let read = timeout(LIMIT, tcp.read_to_string(&mut answer)).await;
+    read.ok()?.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 /// The sum of a metric's samples whose labels contain all of these.
