@@ -231,6 +231,33 @@ async fn a_robots_last_will_takes_its_link_down_and_its_word_brings_it_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
+async fn what_was_heard_before_a_broker_forgot_everything_is_no_answer() {
+    let mut broker = Mosquitto::start();
+    let mut robot = Robot::start(broker.port, "r1").await;
+    let mut gateway = Gateway::start(broker.port).await;
+    let sent = gateway.adapter.dispatch(command("r1", "m1"), MINUTE).await;
+    assert_eq!(sent, Ok(Handover::Sent));
+    robot.report("m1", "executing").await;
+    gateway.next_report().await;
+    for kept in [true, false] {
+        let answer = gateway.adapter.reconcile(command("r1", "m1")).await;
+        match (kept, answer) {
+            (true, Ok(Reconciled::Known(report))) => {
+                assert_eq!(report.status, MissionStatus::Executing);
+            }
+            (false, Ok(Reconciled::CannotAsk)) => return,
+            (_, other) => panic!("{other:?}"),
+        }
+        broker.kill();
+        gateway.until_link(false).await;
+        broker.restart();
+        robot.reconnected().await;
+        gateway.until_link(true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
 async fn what_a_broker_keeps_for_a_robot_that_is_gone_is_not_delivered() {
     let broker = Mosquitto::start();
     let mut gateway = Gateway::start(broker.port).await;

@@ -177,7 +177,7 @@ impl CancelPhase {
     pub(super) fn asked(self) -> Self {
         match self {
             Self::Sending { .. } => Self::Sending { again: true },
-            Self::Idle | Self::Wanted(_) | Self::Delivered => Self::Wanted(None),
+            Self::Idle | Self::Wanted(_) | Self::Delivered(_) => Self::Wanted(None),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     RobotSpec,
-    robot::{Active, Phase, RobotState},
+    robot::{Active, CancelPhase, Phase, RobotState},
     transition::Word,
 };
 use crate::journal::Record;

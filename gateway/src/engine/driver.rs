@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// The pause before a mission that could not be sent, or a question that got no answer, is tried
 /// again, where the link's return does not say so earlier.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// What a robot's driver waits for.
 pub(super) enum Done {
@@ -27,7 +27,7 @@ pub(super) enum Done {
     Fence,
 }
 
-type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
+pub(super) type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
 
 impl Inner {
     /// Starts the robot's task.
@@ -193,13 +193,13 @@ impl RobotState {
             && !self.stop.is_pending()
             && open.deliver_by > Instant::now();
         if free {
-            self.send(id, false, spec, calls);
+            self.send(id, spec, calls);
         } else {
             self.not_sent(id, "", at, records);
         }
     }
 
-    fn send(&mut self, id: &MissionId, again: bool, spec: &RobotSpec, calls: &Calls) {
+    fn send(&mut self, id: &MissionId, spec: &RobotSpec, calls: &Calls) {
         let (Some(open), Some(active)) = (self.open.get(id), &mut self.active) else {
             return;
         };
@@ -207,7 +207,7 @@ impl RobotState {
             return;
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
-        active.phase = Phase::Sending { again };
+        active.phase = Phase::Sending { again: false };
         self.dispatching = true;
         active.word_by = open.deliver_by;
         calls.push(
@@ -235,9 +235,11 @@ impl RobotState {
         let Some(open) = self.open.get_mut(id) else {
             return;
         };
-        let Phase::Sending { again } = active.phase else {
-            return;
-        };
+        match active.phase {
+            Phase::Sending { again: false } => {}
+            Phase::Sending { again: true } => return self.repeated(id, result, at, records),
+            _ => return,
+        }
         active.phase = Phase::Sent;
         if result.is_ok() {
             self.retry_at = None;
@@ -258,11 +260,8 @@ impl RobotState {
                 };
                 self.advance(id, MissionStatus::Failed, &word, records);
             }
-            Err(DispatchError::Unreachable { reason }) if !again => {
-                self.not_sent(id, &reason, at, records);
-            }
-            // That a second try was not sent says nothing of the first.
-            Err(DispatchError::Unreachable { reason } | DispatchError::Unknown { reason }) => {
+            Err(DispatchError::Unreachable { reason }) => self.not_sent(id, &reason, at, records),
+            Err(DispatchError::Unknown { reason }) => {
                 tracing::warn!(mission = %id, %reason, "whether the robot got the mission is unknown; it is asked");
                 active.phase = Phase::Lost;
                 self.reconciled = false;
@@ -361,8 +360,6 @@ impl RobotState {
             Reconciled::Known(report) => {
                 self.take_report(&report, at, records);
             }
-            // It was heard of, or handed over for certain: its word is awaited.
-            Reconciled::CannotAsk if open.state.heard || !lost => {}
             Reconciled::NotKnown if open.state.heard => {
                 self.unknown_outcome(
                     id,
@@ -371,24 +368,14 @@ impl RobotState {
                     records,
                 );
             }
+            Reconciled::NotKnown | Reconciled::CannotAsk if self.may_repeat(id, spec) => {
+                self.repeat(id, spec, calls);
+            }
+            // It was heard of, or handed over for certain: its word is awaited.
+            Reconciled::CannotAsk if open.state.heard || !lost => {}
             Reconciled::NotKnown | Reconciled::CannotAsk => {
-                let again = spec.idempotent
-                    && self.reconciled
-                    && !open.state.cancel_requested
-                    && !self.latched
-                    && self.hold.is_none()
-                    && self.fence_pending.is_none()
-                    && !self.stop.is_pending()
-                    && open.deliver_by > Instant::now();
-                if again {
-                    tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent and has not reported");
-                    // If this one brings no answer either, the next question takes its time.
-                    self.retry_at = Some(Instant::now() + RETRY);
-                    self.send(id, true, spec, calls);
-                } else {
-                    let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";
-                    self.unknown_outcome(id, detail, at, records);
-                }
+                let detail = "whether the robot got it is unknown: the connection or the gateway failed while it was handed over";
+                self.unknown_outcome(id, detail, at, records);
             }
         }
     }
@@ -409,7 +396,7 @@ impl RobotState {
     }
 }
 
-async fn dispatch(
+pub(super) async fn dispatch(
     adapter: Arc<dyn Adapter>,
     id: MissionId,
     command: Arc<Command>,

@@ -13,6 +13,7 @@ mod index;
 mod operator;
 mod recovery;
 mod registry;
+mod repeat;
 mod report;
 mod robot;
 mod stop;

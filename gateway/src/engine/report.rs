@@ -120,7 +120,7 @@ impl RobotState {
         self.reconciled = false;
         self.retry_at = None;
         self.stop.retry_at = None;
-        if self.stop.next.is_none() && !self.stop.under_way {
+        if !self.stop.is_pending() {
             self.stop.next = self.unanswered_stop();
         }
         if let Some(active) = &mut self.active

@@ -87,9 +87,6 @@ impl Adapter for MqttAdapter {
         }
         let mission = &command.mission_id;
         let noted = self.router.ask(mission);
-        if let Some(report) = self.router.last(mission) {
-            return Ok(Reconciled::Known(report));
-        }
         let mut filters = vec![topic::robot_status(&robot.tenant, &robot.robot_id, mission)];
         if self.router.shared_status_topic {
             filters.push(topic::shared_status(&robot.tenant, mission));

@@ -224,14 +224,16 @@ impl Router {
         }
     }
 
-    /// Keeps a mission's last status from now on; the signal comes with each status.
+    /// Forgets a mission's last status and keeps it from now on; the signal comes with each status.
+    /// What was heard before the question is no answer to it: the mission may have gone on since.
     pub(crate) fn ask(&self, mission: &MissionId) -> Arc<Notify> {
         self.track(mission);
-        let mut tracked = lock(&self.tracked);
-        match tracked.get_mut(mission) {
-            Some(entry) => Arc::clone(entry.asked.get_or_insert_default()),
-            None => Arc::default(),
+        let noted = Arc::<Notify>::default();
+        if let Some(entry) = lock(&self.tracked).get_mut(mission) {
+            entry.last = None;
+            entry.asked = Some(Arc::clone(&noted));
         }
+        noted
     }
 
     pub(crate) fn last(&self, mission: &MissionId) -> Option<Report> {
