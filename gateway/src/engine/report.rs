@@ -146,7 +146,7 @@ impl RobotState {
             ActionType::CancelAction => return Change::None,
             ActionType::ExecuteAction => {}
         }
-        if open.state.status == MissionStatus::Pending {
+        if !open.offered {
             tracing::warn!(mission = %id, status = %report.status, "a report on a mission that was not sent; ignored");
             return Change::None;
         }

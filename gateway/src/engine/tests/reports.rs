@@ -177,3 +177,20 @@ async fn a_watch_resumes_without_a_gap_or_a_repeat_at_any_position() {
     let one = reader.updates(0, Some(number), 1000).await.unwrap();
     assert_eq!(one.len(), 4);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_word_on_a_mission_that_was_not_sent_does_not_keep_it_from_the_robot() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.dispatch("m2").await.unwrap();
+    sim.say("m2", MissionStatus::Succeeded).await;
+    assert_eq!(sim.status("m2").await, "Pending");
+    sim.disk(Disk::Hangs);
+    sim.say("m1", MissionStatus::Succeeded).await;
+    // m2's attempt is on its way to the disk.
+    sim.say("m2", MissionStatus::Executing).await;
+    sim.disk(Disk::Well);
+    idle().await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m2"]);
+    assert_eq!(sim.status("m2").await, "Dispatched");
+}
