@@ -162,7 +162,12 @@ impl RobotState {
             observed_at,
             heard: true,
         };
-        self.take_word(report.status, id, &word, records)
+        // Robots call theirs pending what they have and have not begun.
+        let status = match report.status {
+            MissionStatus::Pending => MissionStatus::Dispatched,
+            said => said,
+        };
+        self.take_word(status, id, &word, records)
     }
 
     fn take_word(

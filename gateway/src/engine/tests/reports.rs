@@ -194,3 +194,12 @@ async fn a_word_on_a_mission_that_was_not_sent_does_not_keep_it_from_the_robot()
     assert_eq!(sim.robots.dispatched("r"), ["m1", "m2"]);
     assert_eq!(sim.status("m2").await, "Dispatched");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_robot_that_has_it_but_has_not_begun_has_been_heard() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Pending).await;
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched");
+}
