@@ -203,3 +203,60 @@ async fn a_robot_that_has_it_but_has_not_begun_has_been_heard() {
     sleep(Duration::from_secs(100)).await;
     assert_eq!(sim.status("m1").await, "Dispatched");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_manual_mission_succeeds_by_an_operator_alone() {
+    let mut sim = Sim::new().await;
+    sim.ask(manual("r", "m1")).await.unwrap();
+    let id = "m1".parse().unwrap();
+    assert!(
+        sim.engine().confirm(&id, "").await.is_err(),
+        "it has not begun"
+    );
+    for _ in 0..20 {
+        let mut word = report("m1", MissionStatus::Succeeded);
+        word.observed_at = format!("{:?}", sim.elapsed());
+        sim.report(word).await;
+    }
+    assert!(
+        seen(&sim, "m1").await.len() <= 4,
+        "{:?}",
+        seen(&sim, "m1").await
+    );
+    assert!(matches!(sim.dispatch("m2").await, Err(Refusal::State(_))));
+    sim.crash().await;
+    let view = sim.engine().status(&id).await.unwrap().unwrap();
+    assert!(view.state.awaiting_confirmation);
+    let known = Ok(portarium_protocols::adapter::Reconciled::Known(report(
+        "m1",
+        MissionStatus::Succeeded,
+    )));
+    sim.robots
+        .script("r", |s| s.reconcile.push_back((Duration::ZERO, known)));
+    sim.crash().await;
+    assert_eq!(sim.status("m1").await, "Executing");
+    sim.engine().confirm(&id, "seen").await.unwrap();
+    assert_eq!(sim.status("m1").await, "Succeeded");
+    assert!(sim.engine().confirm(&id, "").await.is_err());
+    sim.dispatch("m2").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_words_on_a_stop_are_followed_and_repeats_cost_no_row() {
+    let sim = Sim::new().await;
+    sim.stop("s1").await;
+    for status in [
+        MissionStatus::Executing,
+        MissionStatus::Executing,
+        MissionStatus::Succeeded,
+    ] {
+        for n in 0..5 {
+            let mut word = report("s1", status);
+            word.observed_at = format!("{n}");
+            sim.report(word).await;
+        }
+    }
+    let all = ["Pending", "Dispatched", "Executing", "Succeeded"];
+    assert_eq!(seen(&sim, "s1").await, all);
+    assert_eq!(sim.open_in_memory("r"), 0);
+}
