@@ -200,7 +200,7 @@ impl RobotState {
     }
 
     fn send(&mut self, id: &MissionId, spec: &RobotSpec, calls: &Calls) {
-        let (Some(open), Some(active)) = (self.open.get(id), &mut self.active) else {
+        let (Some(open), Some(active)) = (self.open.get_mut(id), &mut self.active) else {
             return;
         };
         let Some(adapter) = spec.adapter.clone() else {
@@ -208,6 +208,7 @@ impl RobotState {
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
         active.phase = Phase::Sending { again: false };
+        open.offered = true;
         self.dispatching = true;
         active.word_by = open.deliver_by;
         calls.push(

@@ -50,6 +50,7 @@ impl RobotState {
         let life = if open.state.heard { ANSWER_LIFE } else { left };
         active.phase = Phase::Sending { again: true };
         active.word_by = open.deliver_by;
+        open.offered = true;
         self.dispatching = true;
         // If this one brings no answer either, the next question takes its time.
         self.retry_at = Some(Instant::now() + RETRY);

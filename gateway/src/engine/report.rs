@@ -171,7 +171,7 @@ impl RobotState {
             ActionType::CancelAction => return Change::None,
             ActionType::ExecuteAction => {}
         }
-        if open.state.status == MissionStatus::Pending {
+        if !open.offered {
             tracing::warn!(mission = %id, status = %report.status, "a report on a mission that was not sent; ignored");
             return Change::None;
         }
@@ -187,7 +187,12 @@ impl RobotState {
             observed_at,
             heard: true,
         };
-        self.take_word(report.status, id, &word, records)
+        // Robots call theirs pending what they have and have not begun.
+        let status = match report.status {
+            MissionStatus::Pending => MissionStatus::Dispatched,
+            said => said,
+        };
+        self.take_word(status, id, &word, records)
     }
 
     fn take_word(

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use portarium_protocols::{
     adapter::StopAnswer,
     ids::{MissionId, RobotId},
-    mission::{ActionType, Command, CompletionMode},
+    mission::{ActionType, Command, CompletionMode, MissionStatus},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -83,6 +83,8 @@ pub(super) struct Open {
     /// As worked on; what is durable is the mission's.
     pub(super) state: MissionState,
     pub(super) deliver_by: Instant,
+    /// An adapter was given it, as far as is known: the robot may have it, whatever was said.
+    pub(super) offered: bool,
     /// For stops: the order of their requests.
     pub(super) stop_number: u64,
 }
@@ -323,12 +325,14 @@ impl RobotState {
     ) {
         let stop_number = self.stop.requested;
         let id = mission.command.mission_id.clone();
+        let offered = state.status != MissionStatus::Pending;
         self.open.insert(
             id,
             Open {
                 mission,
                 state,
                 deliver_by,
+                offered,
                 stop_number,
             },
         );

@@ -70,6 +70,12 @@ impl RobotState {
             next.awaiting_confirmation = false;
         }
         if path.is_empty() {
+            // The same said at another time is no news.
+            let said_at = std::mem::replace(&mut next.observed_at, open.state.observed_at.clone());
+            if next == open.state {
+                return Change::None;
+            }
+            next.observed_at = said_at;
             return open.change(next, records);
         }
         for step in path {

@@ -8,5 +8,6 @@ mod durability;
 mod fake;
 mod keys;
 mod recovery;
+mod reports;
 mod stops;
 mod world;
