@@ -1,6 +1,6 @@
 //! A passage for TCP connections that notes when each began and ended.
 
-use portarium_identity::{Snapshot, SvidManager};
+use portarium_identity::SvidManager;
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -8,7 +8,9 @@ use std::{
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
+    time::sleep,
 };
 
 /// A handshake may take this long; SVIDs that arrive meanwhile may be the ones presented.
@@ -39,6 +41,7 @@ pub struct Proxy {
     /// Where it listens.
     pub port: u16,
     links: Arc<Mutex<Vec<Link>>>,
+    frozen: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
@@ -48,14 +51,35 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let links = Arc::new(Mutex::new(Vec::new()));
-        let noted = links.clone();
+        let frozen = watch::Sender::new(false);
+        let passage = Passage {
+            to,
+            ends,
+            links: links.clone(),
+            frozen: frozen.subscribe(),
+        };
         let task = tokio::spawn(async move {
             loop {
                 let (inside, _) = listener.accept().await.unwrap();
-                tokio::spawn(pass(inside, to, ends.clone(), noted.clone()));
+                tokio::spawn(passage.clone().pass(inside));
             }
         });
-        Self { port, links, task }
+        Self {
+            port,
+            links,
+            frozen,
+            task,
+        }
+    }
+
+    /// As a network that fails: what is sent from now on arrives nowhere, and neither end is told.
+    pub fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    /// The network is back. The connections of before are gone.
+    pub fn thaw(&self) {
+        self.frozen.send_replace(false);
     }
 
     /// Every connection that carried anything so far.
@@ -70,37 +94,53 @@ impl Drop for Proxy {
     }
 }
 
-async fn pass(
-    mut inside: TcpStream,
+#[derive(Clone)]
+struct Passage {
     to: u16,
     ends: [SvidManager; 2],
     links: Arc<Mutex<Vec<Link>>>,
-) {
-    let Ok(mut outside) = TcpStream::connect(("127.0.0.1", to)).await else {
-        return;
-    };
-    inside.set_nodelay(true).unwrap();
-    outside.set_nodelay(true).unwrap();
-    let opened = SystemTime::now();
-    let number = {
-        let mut links = links.lock().unwrap();
+    frozen: watch::Receiver<bool>,
+}
+
+impl Passage {
+    async fn pass(mut self, mut inside: TcpStream) {
+        let _ = self.frozen.wait_for(|frozen| !frozen).await;
+        let Ok(mut outside) = TcpStream::connect(("127.0.0.1", self.to)).await else {
+            return;
+        };
+        inside.set_nodelay(true).unwrap();
+        outside.set_nodelay(true).unwrap();
+        let number = self.opened();
+        let noted = self.clone();
+        let bound = tokio::spawn(async move { noted.bound(number).await });
+        let lost = tokio::select! {
+            // How it ends does not matter, only when.
+            _ = copy_bidirectional(&mut inside, &mut outside) => false,
+            _ = self.frozen.wait_for(|frozen| *frozen) => true,
+        };
+        if lost {
+            let _ = self.frozen.wait_for(|frozen| !frozen).await;
+        }
+        self.links.lock().unwrap()[number].closed = Some(SystemTime::now());
+        let _ = bound.await;
+    }
+
+    fn opened(&self) -> usize {
+        let opened = SystemTime::now();
+        let mut links = self.links.lock().unwrap();
         links.push(Link {
             opened,
             closed: None,
             not_after: opened + Duration::from_secs(3600),
         });
         links.len() - 1
-    };
-    let noted = links.clone();
-    let bound = tokio::spawn(async move {
-        tokio::time::sleep(HANDSHAKE).await;
-        let ends = ends.iter().filter_map(SvidManager::current);
-        if let Some(first) = ends.map(|svid: Arc<Snapshot>| svid.not_after).min() {
-            noted.lock().unwrap()[number].not_after = first;
+    }
+
+    async fn bound(&self, number: usize) {
+        sleep(HANDSHAKE).await;
+        let ends = self.ends.iter().filter_map(SvidManager::current);
+        if let Some(first) = ends.map(|svid| svid.not_after).min() {
+            self.links.lock().unwrap()[number].not_after = first;
         }
-    });
-    // How it ends does not matter, only when.
-    let _ = copy_bidirectional(&mut inside, &mut outside).await;
-    links.lock().unwrap()[number].closed = Some(SystemTime::now());
-    let _ = bound.await;
+    }
 }

@@ -6,10 +6,12 @@
     reason = "tests"
 )]
 
-use portarium_gateway::dev::robot::LogEvent;
+use portarium_gateway::dev::robot::{ExecutionLog, LogEvent, RobotConfig, mqtt::StatusTopics};
+use portarium_protocols::grpc::pb::StopState;
 use portarium_tests::{
     Caller, Config, Fate, GatewayProcess, House, INSISTENCE, Identities, Load, Mosquitto, Operator,
-    SimRobot, Watch, fates, figure, free_port, hints, init, journal, mission, scaled, until,
+    Proxy, SimRobot, Watch, fates, figure, free_port, hints, init, journal, mission, mqtt_robot,
+    scaled, stop, until,
 };
 use rustix::process::Signal;
 use std::{
@@ -61,6 +63,57 @@ async fn a_broker_that_dies_and_forgets_everything_costs_no_mission() {
     assert_eq!(verdict.count(Fate::Done), names.len(), "{verdict:?}");
     // The gateway was there all the time, and so was the other robot.
     assert_eq!(house.caller.failed(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn a_stop_that_a_broker_took_and_lost_is_sent_when_the_robot_returns() {
+    init();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let identities = Identities::start(dir, &["m"]).await;
+    let broker = Mosquitto::start(dir, &identities).await;
+    let ends = [
+        identities.manager("m").await,
+        identities.manager(hints::BROKER).await,
+    ];
+    let network = Proxy::start(broker.port, ends).await;
+    let log = ExecutionLog::in_memory();
+    let robot = RobotConfig::new("m".parse().unwrap());
+    let robot = mqtt_robot(&identities, network.port, StatusTopics::Own, robot, &log).await;
+    let config = Config::new(dir, &identities)
+        .broker("main", broker.port)
+        .mqtt_robot("m", "");
+    let gateway = GatewayProcess::start(dir, &config).await;
+    let caller = Arc::new(Caller::control_plane(&identities, gateway.ports.grpc).await);
+    caller.robots_reachable(&["m"]).await;
+    let watch = Watch::start(caller.clone());
+    caller
+        .accepted(&mission("m", "journey", Duration::from_secs(60)))
+        .await;
+    watch.reaches("journey", "Executing").await;
+
+    network.freeze();
+    let answer = caller.dispatch(&stop("m", "lost")).await.unwrap();
+    let outcome = answer.stop.unwrap();
+    assert_eq!(outcome.state(), StopState::Requested, "{outcome:?}");
+    watch.reaches("lost", "Dispatched").await;
+    broker.kill();
+    broker.restart().await;
+    sleep(Duration::from_millis(500)).await;
+    assert!(robot.robots()[0].is_moving());
+    network.thaw();
+    let back = Instant::now();
+    watch.reaches("lost", "Succeeded").await;
+    watch.reaches("journey", "Cancelled").await;
+    figure(
+        "stop",
+        &format!(
+            "taken and lost by a broker: obeyed {:.2} s after the network's return",
+            back.elapsed().as_secs_f64()
+        ),
+    );
+    assert!(!robot.robots()[0].is_moving());
 }
 
 #[tokio::test(flavor = "multi_thread")]

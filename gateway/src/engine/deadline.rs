@@ -125,7 +125,7 @@ impl RobotState {
     }
 
     /// Stops that were sent and not answered, and when they were sent.
-    fn unheard_stops(&self) -> impl Iterator<Item = (&MissionId, Instant)> {
+    pub(super) fn unheard_stops(&self) -> impl Iterator<Item = (&MissionId, Instant)> {
         self.open
             .iter()
             .filter(|(_, open)| {

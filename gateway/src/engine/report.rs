@@ -10,7 +10,7 @@ use crate::journal::{Append, BACKLOG_LIMIT, Record};
 use portarium_protocols::{
     adapter::{Link, Report, StopAnswer, Update},
     ids::{MissionId, RobotId},
-    mission::{ActionType, CompletionMode, MissionStatus},
+    mission::{ActionType, Command, CompletionMode, MissionStatus},
 };
 use std::sync::Arc;
 use tokio::{sync::mpsc, time::Instant};
@@ -113,17 +113,42 @@ impl Inner {
 }
 
 impl RobotState {
-    /// It can be reached again: what is kept for it goes out at once, its missions are asked for.
+    /// It can be reached again: what is kept for it goes out at once, and once more what it has not
+    /// answered; its missions are asked for.
     fn returned(&mut self) {
         self.link = Ok(());
         self.reconciled = false;
         self.retry_at = None;
         self.stop.retry_at = None;
+        if self.stop.next.is_none() && !self.stop.under_way {
+            self.stop.next = self.unanswered_stop();
+        }
         if let Some(active) = &mut self.active
-            && matches!(active.cancel, CancelPhase::Wanted(_))
+            && matches!(
+                active.cancel,
+                CancelPhase::Wanted(_) | CancelPhase::Delivered(Some(_))
+            )
         {
             active.cancel = CancelPhase::Wanted(None);
         }
+    }
+
+    /// The last stop, if it was handed over and the robot has not said a word of it: what carried it
+    /// may have lost it while the robot was away. Not where the robot was given a mission after it,
+    /// which it would stop in place of the one it was meant for.
+    fn unanswered_stop(&self) -> Option<Arc<Command>> {
+        let (id, _) = self.unheard_stops().find(|(id, _)| {
+            let number = self.open.get(*id).map(|open| open.stop_number);
+            number == Some(self.stop.requested)
+        })?;
+        let newer = self
+            .active
+            .as_ref()
+            .and_then(|active| self.open.get(&active.id));
+        if newer.is_some_and(|open| open.stop_number >= self.stop.requested) {
+            return None;
+        }
+        self.open.get(id).map(|open| open.mission.command.clone())
     }
 
     /// Applies a robot's word on one of its missions or stops.
