@@ -5,12 +5,17 @@
 //! default), and every connection has an end ([`Peer::lease`]).
 //!
 //! The Workload API is spoken, and its answers are parsed, by the `spiffe` crate. Its `X509Source`
-//! is not used: it does not tell a missing socket from a missing entry, and waits for ever on an
-//! agent that hangs. The TLS side is rustls' own path validation over the bundles of a snapshot,
-//! with the leaf rules of the X.509-SVID standard on top ([`PeerError`]). The builders of
-//! `spiffe-rustls` are not used either: their material lags behind its source by a task's wake-up
-//! and refuses handshakes meanwhile, the verifier in them cannot be wrapped to learn the peer's
-//! certificate, and they leave the TLS version to what other crates switched on in rustls.
+//! is not used: by default it waits for ever on an agent that hangs, and with a time limit it does
+//! not say whether the socket, the agent or the entry was missing.
+//!
+//! The TLS side is rustls' own path validation over the bundles of a snapshot, with the leaf rules
+//! of the X.509-SVID standard on top ([`PeerError`]). `spiffe-rustls` 0.11 is not used either. Its
+//! material lags behind its source by a task's wake-up and handshakes fail meanwhile, some with an
+//! alert that names no cause: 787 of 247,193 were lost with rotations every 20 ms, 2 of 27,465
+//! with rotations every 5 s on a busy machine, and none of 447,493 here under the same loads. Its
+//! verifier is private, so that the serial and NotAfter of the peer, by which connections end,
+//! cannot be had where a library hides the stream; and its builders take whatever TLS versions
+//! other crates switched on in rustls.
 
 pub use spiffe::{SpiffeId, TrustDomain};
 

@@ -268,6 +268,7 @@ impl RobotState {
             return;
         };
         open.state.attempt = Attempt::Open;
+        let word_by = open.deliver_by;
         if open.state.status == MissionStatus::Pending {
             self.advance(id, MissionStatus::Dispatched, &Word::default(), records);
         } else {
@@ -277,6 +278,7 @@ impl RobotState {
             id: id.clone(),
             phase: Phase::Committing(commit),
             cancel: CancelPhase::Idle,
+            word_by,
         });
     }
 }

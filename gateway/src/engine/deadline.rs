@@ -2,7 +2,7 @@
 
 use super::{
     RobotSpec,
-    robot::{CancelPhase, Phase, RobotState},
+    robot::{Active, CancelPhase, Phase, RobotState},
     transition::Word,
 };
 use crate::journal::Record;
@@ -41,8 +41,8 @@ impl RobotState {
         }
         if let Some(id) = self
             .unheard()
-            .filter(|id| self.deadline(id) <= now)
-            .cloned()
+            .filter(|active| active.word_by <= now)
+            .map(|active| active.id.clone())
         {
             let detail =
                 format!("sent, but the robot said nothing within {within}; cancel requested");
@@ -78,7 +78,7 @@ impl RobotState {
     /// When the clock matters again.
     pub(super) fn next_moment(&self, now: Instant, spec: &RobotSpec) -> Instant {
         let waiting = self.queue.iter().map(|id| self.deadline(id));
-        let unheard = self.unheard().map(|id| self.deadline(id));
+        let unheard = self.unheard().map(|active| active.word_by);
         let cancelled = self
             .cancelled_in_vain()
             .map(|(_, since)| since + spec.deliver_within);
@@ -86,7 +86,9 @@ impl RobotState {
             .unheard_stops()
             .map(|(_, sent)| sent + spec.deliver_within);
         let stop = self.stop.next.as_ref().and(self.stop.retry_at);
-        let cancel = self.cancel_due().flatten();
+        // Out of reach, its return is waited for.
+        let cancel = self.cancel_due().filter(|_| self.link.is_ok());
+        let cancel = cancel.map(|at| at.unwrap_or(now));
         waiting
             .chain(unheard)
             .chain(cancelled)
@@ -104,13 +106,13 @@ impl RobotState {
     }
 
     /// The mission that was sent and of which the robot has said nothing.
-    fn unheard(&self) -> Option<&MissionId> {
+    fn unheard(&self) -> Option<&Active> {
         let active = self.active.as_ref()?;
         let open = self.open.get(&active.id)?;
         (matches!(active.phase, Phase::Sent | Phase::Lost)
             && !open.state.heard
             && !open.state.outcome_unknown)
-            .then_some(&active.id)
+            .then_some(active)
     }
 
     /// The mission whose cancel was delivered and brought no end, and since when: a robot that has

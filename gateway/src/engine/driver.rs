@@ -178,13 +178,18 @@ impl RobotState {
         if !matches!(active.phase, Phase::Committing(_)) {
             return;
         }
+        let Some(open) = self.open.get(id) else {
+            return;
+        };
+        // The commit may have taken its time: what is stale by now goes back and expires.
         let free = self.link.is_ok()
             && self.reconciled
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
             && !self.stop.under_way
-            && self.stop.next.is_none();
+            && self.stop.next.is_none()
+            && open.deliver_by > Instant::now();
         if free {
             self.send(id, spec, calls);
         } else {
@@ -201,6 +206,8 @@ impl RobotState {
         };
         let expires_in = open.deliver_by.saturating_duration_since(Instant::now());
         active.phase = Phase::Sending;
+        self.dispatching = true;
+        active.word_by = open.deliver_by;
         calls.push(
             dispatch(
                 adapter,
@@ -219,6 +226,7 @@ impl RobotState {
         at: &Arc<str>,
         records: &mut Vec<Record>,
     ) {
+        self.dispatching = false;
         let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
             return;
         };
@@ -257,10 +265,7 @@ impl RobotState {
     /// Nothing of it was sent, for certain: it waits again, in front, or is over if somebody
     /// wanted that.
     fn not_sent(&mut self, id: &MissionId, reason: &str, at: &Arc<str>, records: &mut Vec<Record>) {
-        let Some(active) = self.active.take() else {
-            return;
-        };
-        let Some(open) = self.open.get(id) else {
+        let (Some(active), Some(open)) = (&self.active, self.open.get(id)) else {
             return;
         };
         if active.cancel != CancelPhase::Idle || open.state.cancel_requested {
@@ -272,6 +277,7 @@ impl RobotState {
             self.advance(id, MissionStatus::Cancelled, &word, records);
             return;
         }
+        self.active = None;
         self.queue.push_front(id.clone());
         let detail: Option<Arc<str>> =
             (!reason.is_empty()).then(|| format!("not sent yet: {reason}").into());

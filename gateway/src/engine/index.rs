@@ -46,11 +46,12 @@ pub(super) struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     pub(super) fn of(mission: &'a Mission) -> Self {
+        let (plan_key, idempotency_key) = mission.keys();
         Self {
             mission_id: mission.command.mission_id.as_str(),
             caller: &mission.caller,
-            plan_key: &mission.command.plan_effect_idempotency_key,
-            idempotency_key: &mission.command.idempotency_key,
+            plan_key,
+            idempotency_key,
         }
     }
 }

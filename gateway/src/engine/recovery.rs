@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// Makes the robots, gives each its row and its open missions, and starts to drive them. No
 /// mission is sent before the robot was asked what became of those it may have; stops and
@@ -121,7 +122,12 @@ impl RobotState {
                 } else {
                     Phase::Lost
                 };
-                self.active = Some(Active { id, phase, cancel });
+                self.active = Some(Active {
+                    id,
+                    phase,
+                    cancel,
+                    word_by: Instant::now() + within,
+                });
             }
             ActionType::ExecuteAction if state.status == MissionStatus::Pending => {
                 self.queue.push_back(id);

@@ -228,10 +228,12 @@ impl RobotState {
             && self.active.is_none()
         {
             self.queue.remove(place);
+            let word_by = Instant::now();
             self.active = Some(Active {
                 id: id.clone(),
                 phase: Phase::Sent,
                 cancel: CancelPhase::Idle,
+                word_by,
             });
         }
         if let Some(active) = self.active.as_mut().filter(|a| &a.id == id)

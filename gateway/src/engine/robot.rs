@@ -58,6 +58,9 @@ pub(super) struct RobotState {
     /// mission is sent.
     pub(super) fence_pending: Option<Ticket>,
     pub(super) fence_awaited: bool,
+    /// The adapter is at a dispatch; it is never given two at once, although a robot's word may
+    /// end a mission before its hand-over has returned.
+    pub(super) dispatching: bool,
     /// After a failed hand-over or question: not tried again before then.
     pub(super) retry_at: Option<Instant>,
     /// All that has not ended, stops included.
@@ -86,6 +89,9 @@ pub(super) struct Active {
     pub(super) id: MissionId,
     pub(super) phase: Phase,
     pub(super) cancel: CancelPhase,
+    /// Until when its first word is awaited. Within `deliver_within` of the acceptance; a gateway
+    /// that was away could not hear it, and gives the robot as long again.
+    pub(super) word_by: Instant,
 }
 
 /// How far the hand-over is.
@@ -180,6 +186,7 @@ impl RobotState {
             fence: 0,
             fence_pending: None,
             fence_awaited: false,
+            dispatching: false,
             retry_at: None,
             open: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -221,6 +228,7 @@ impl RobotState {
     /// Whether the next mission may be sent now.
     pub(super) fn may_send(&self) -> bool {
         self.active.is_none()
+            && !self.dispatching
             && self.link.is_ok()
             && self.reconciled
             && !self.latched
@@ -242,6 +250,7 @@ impl RobotState {
 
     pub(super) fn is_handing_over(&self) -> bool {
         self.stop.under_way
+            || self.dispatching
             || self.active.as_ref().is_some_and(|a| {
                 matches!(a.phase, Phase::Committing(_) | Phase::Sending)
                     || a.cancel == CancelPhase::Sending

@@ -103,13 +103,17 @@ impl Maintenance {
     }
 
     /// Looks after log and retention if it is time; returns what is no longer kept.
-    pub(super) fn between_commits(&mut self, connection: &mut Connection) -> Vec<Forgotten> {
+    pub(super) fn between_commits(
+        &mut self,
+        connection: &mut Connection,
+        head: u64,
+    ) -> Vec<Forgotten> {
         if self.looked.is_some_and(|looked| looked.elapsed() < PERIOD) {
             return Vec::new();
         }
         self.looked = Some(Instant::now());
         self.bound_log(connection);
-        match self.forget(connection) {
+        match self.forget(connection, head) {
             Ok(forgotten) => {
                 if forgotten.len() == DELETE_AT_ONCE {
                     self.looked = None;
@@ -141,7 +145,11 @@ impl Maintenance {
         }
     }
 
-    fn forget(&mut self, connection: &mut Connection) -> rusqlite::Result<Vec<Forgotten>> {
+    fn forget(
+        &mut self,
+        connection: &mut Connection,
+        head: u64,
+    ) -> rusqlite::Result<Vec<Forgotten>> {
         let keep_for = i64::try_from(self.retention.keep_for.as_millis()).unwrap_or(i64::MAX);
         let oldest = to_millis(SystemTime::now()).saturating_sub(keep_for);
         let too_many = self.finished.len().saturating_sub(self.retention.at_most);
@@ -160,6 +168,7 @@ impl Maintenance {
         for finished in self.finished.iter().take(due) {
             forgotten.push(forget_one(&transaction, *finished)?);
         }
+        transaction.execute("UPDATE journal SET head = ?1", [signed(head)])?;
         transaction.commit()?;
         self.finished.drain(..due);
         Ok(forgotten)

@@ -156,6 +156,9 @@ pub(super) fn load(connection: &Connection, path: &Path) -> Result<Loaded, Journ
 }
 
 fn read_all(connection: &Connection, loaded: &mut Loaded) -> rusqlite::Result<()> {
+    loaded.head = connection.query_row("SELECT head FROM journal", [], |row| {
+        Ok(unsigned(row.get(0)?))
+    })?;
     let mut ended = BTreeMap::new();
     let mut last = BTreeMap::new();
     let mut positions =
@@ -163,7 +166,7 @@ fn read_all(connection: &Connection, loaded: &mut Loaded) -> rusqlite::Result<()
     let mut rows = positions.query([])?;
     while let Some(row) = rows.next()? {
         let (position, mission) = (unsigned(row.get(0)?), unsigned(row.get(1)?));
-        loaded.head = position;
+        loaded.head = loaded.head.max(position);
         if status(row.get(2)?, 2)?.is_terminal() {
             last.remove(&mission);
             ended.insert(mission, position);

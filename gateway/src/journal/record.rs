@@ -103,6 +103,20 @@ impl Mission {
         }
     }
 
+    /// The plan key and the idempotency key by which it is known. None on stops: a stop is sent
+    /// as often as it is asked for, and one that carries the keys of the mission that it is to
+    /// stop must not take them.
+    pub fn keys(&self) -> (&str, &str) {
+        let command = &self.command;
+        match command.action_type.is_stop() {
+            true => ("", ""),
+            false => (
+                &command.plan_effect_idempotency_key,
+                &command.idempotency_key,
+            ),
+        }
+    }
+
     /// Waits until the acceptance is durable or has failed.
     ///
     /// # Errors

@@ -12,10 +12,12 @@ const APPLICATION_ID: i64 = 0x504f_5254;
 
 // Only integer keys that grow: rows are appended, and a commit touches the last pages alone.
 // `owner` and `owner_epoch` say which gateway a robot belongs to; with one gateway they never
-// change, with several each robot has one owner at a time.
+// change, with several each robot has one owner at a time. `head` is the last position when rows
+// were last deleted: the last rows may be among them, and no position is given twice.
 const LAYOUT: &str = "
 CREATE TABLE journal (
-    id TEXT NOT NULL
+    id   TEXT NOT NULL,
+    head INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE missions (
     mission         INTEGER PRIMARY KEY,
@@ -69,7 +71,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
         let transaction = connection.transaction().map_err(failed)?;
         transaction.execute_batch(LAYOUT).map_err(failed)?;
         transaction
-            .execute("INSERT INTO journal (id) VALUES (?1)", [new_id()])
+            .execute("INSERT INTO journal (id, head) VALUES (?1, 0)", [new_id()])
             .map_err(failed)?;
         transaction
             .pragma_update(None, "application_id", APPLICATION_ID)

@@ -44,6 +44,8 @@ pub struct Writer {
     maintenance: Maintenance,
     jobs: mpsc::UnboundedReceiver<Append>,
     retry: VecDeque<Append>,
+    /// So many at the front of `retry` may be on the disk although their commit failed.
+    in_doubt: usize,
     position: u64,
     head: watch::Sender<u64>,
     backlog: Arc<AtomicUsize>,
@@ -95,6 +97,7 @@ impl Writer {
             maintenance,
             jobs,
             retry: VecDeque::new(),
+            in_doubt: 0,
             position,
             head,
             backlog,
@@ -139,7 +142,9 @@ impl Writer {
 
     /// Looks after log and retention, if it is time.
     pub fn maintain(&mut self) {
-        let forgotten = self.maintenance.between_commits(&mut self.connection);
+        let forgotten = self
+            .maintenance
+            .between_commits(&mut self.connection, self.position);
         if let Some(observer) = &self.observer
             && !forgotten.is_empty()
         {
@@ -177,7 +182,7 @@ impl Writer {
     }
 
     /// Commits a batch and only then lets anybody see it. What failed and may fail is told so;
-    /// what failed and may not is kept for the next batch.
+    /// what failed and may not, or may be on the disk all the same, is kept for the next batch.
     ///
     /// # Errors
     /// As SQLite's.
@@ -185,6 +190,7 @@ impl Writer {
         let (started, appends) = (Instant::now(), batch.0.len());
         match self.write(&batch.0) {
             Ok(position) => {
+                self.in_doubt = 0;
                 if let Some(observer) = &self.observer {
                     observer.committed(started.elapsed(), appends);
                 }
@@ -192,6 +198,9 @@ impl Writer {
                 Ok(())
             }
             Err(source) => {
+                if is_in_doubt(&source) {
+                    self.in_doubt = self.in_doubt.max(appends);
+                }
                 let error = JournalError::commit(source);
                 self.refuse(batch, &error);
                 Err(error)
@@ -279,8 +288,8 @@ impl Writer {
     }
 
     fn refuse(&mut self, batch: Batch, error: &JournalError) {
-        for append in batch.0.into_iter().rev() {
-            if append.may_fail() {
+        for (place, append) in batch.0.into_iter().enumerate().rev() {
+            if append.may_fail() && place >= self.in_doubt {
                 self.backlog.fetch_sub(1, Ordering::Relaxed);
                 if let Some(observer) = &self.observer {
                     append
@@ -293,6 +302,15 @@ impl Writer {
             }
         }
     }
+}
+
+/// Whether what failed may be found on the disk after a crash: SQLite writes the log first and
+/// then has it made durable, and where only the second fails, the log is whole. The same rows in
+/// the same places are then written until they are durable; nobody is told that they are not.
+fn is_in_doubt(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(e, _)
+        if e.extended_code == rusqlite::ffi::SQLITE_IOERR_FSYNC
+            || e.extended_code == rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC)
 }
 
 /// The number that a mission accepted earlier in this batch gets.
@@ -318,6 +336,7 @@ fn insert_mission(
     mission: &Mission,
 ) -> rusqlite::Result<()> {
     let command = &mission.command;
+    let (plan_key, idempotency_key) = mission.keys();
     let text = serde_json::to_string(&**command)
         .map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
     transaction
@@ -327,8 +346,8 @@ fn insert_mission(
             command.mission_id.as_str(),
             command.robot_id.as_str(),
             &*mission.caller,
-            &command.plan_effect_idempotency_key,
-            &command.idempotency_key,
+            plan_key,
+            idempotency_key,
             to_millis(mission.accepted_at),
             text,
         ))?;

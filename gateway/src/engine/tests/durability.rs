@@ -125,3 +125,28 @@ async fn the_writer_ends_when_the_engine_is_gone() {
     let closed = tokio::time::timeout(Duration::from_secs(5), sim.close()).await;
     assert!(closed.is_ok(), "the writer's thread would never end");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_of_which_the_disk_is_unsure_is_not_called_a_failure() {
+    let mut sim = Sim::new().await;
+    sim.disk(Disk::Unsure);
+    let asked = sim.begin(mission("r", "m1")).await;
+    sleep(Duration::from_secs(3)).await;
+    assert!(
+        !asked.is_finished(),
+        "its frames may come back after a crash"
+    );
+    // Not even if the disk is full from now on: the first try may be there.
+    sim.disk(Disk::Full);
+    sleep(Duration::from_secs(3)).await;
+    assert!(!asked.is_finished());
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(1)).await;
+    let first = asked.await.unwrap().unwrap();
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    sim.crash().await;
+    assert_eq!(
+        sim.dispatch("m1").await.unwrap().request_id,
+        first.request_id
+    );
+}

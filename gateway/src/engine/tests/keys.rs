@@ -140,3 +140,38 @@ async fn retention_by_count_keeps_the_last_ones() {
     assert_eq!(sim.status("m5").await, "Succeeded");
     assert!(!sim.dispatch("m0").await.unwrap().repeated);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_with_a_missions_keys_does_not_take_them() {
+    let mut sim = Sim::new().await;
+    let first = sim.dispatch("m1").await.unwrap();
+    let mut halt = stop("r", "s1", ActionType::Stop);
+    halt.plan_effect_idempotency_key = "plan-m1".into();
+    halt.idempotency_key = "key-m1".into();
+    sim.halt(halt).await;
+    for _ in 0..2 {
+        let again = sim.dispatch("m1").await.unwrap();
+        assert_eq!(again.request_id, first.request_id);
+        sim.crash().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_by_age_frees_keys_and_numbers_are_never_used_again() {
+    let mut sim = Sim::with(|sim| sim.retention.keep_for = Duration::ZERO).await;
+    let first = sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Succeeded).await;
+    let_retention_run(&sim).await;
+    assert_eq!(sim.status("m1").await, "-");
+    let again = sim.dispatch("m1").await.unwrap();
+    assert!(!again.repeated);
+    assert_ne!(again.request_id, first.request_id);
+    sim.say("m1", MissionStatus::Succeeded).await;
+    let_all_go(&mut sim).await;
+    let head = *sim.engine().journal().head().borrow();
+    sim.crash().await;
+    assert!(
+        *sim.engine().journal().head().borrow() >= head,
+        "watchers would miss what comes"
+    );
+}

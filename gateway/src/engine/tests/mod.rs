@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cancels;
+mod deadlines;
 mod durability;
 mod fake;
 mod keys;
+mod recovery;
 mod stops;
 mod world;

@@ -15,7 +15,10 @@ use portarium_protocols::{
 };
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -42,10 +45,20 @@ pub(super) enum Disk {
 /// Wall clock: the test's clock, from a fixed date on.
 struct TestClock {
     start: Instant,
+    looks: Arc<AtomicUsize>,
+    at_once: Mutex<(Instant, usize)>,
 }
 
 impl Clock for TestClock {
     fn now(&self) -> SystemTime {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        // A task that spins keeps a clock that waits for idleness from ever moving.
+        let mut at_once = self.at_once.lock().unwrap();
+        if at_once.0 != Instant::now() {
+            *at_once = (Instant::now(), 0);
+        }
+        at_once.1 += 1;
+        assert!(at_once.1 < 1_000_000, "a driver spins");
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.start.elapsed()
     }
 }
@@ -81,6 +94,7 @@ pub(super) struct Sim {
     pub(super) limits: Limits,
     disk: watch::Sender<Disk>,
     commits: Arc<Mutex<Vec<usize>>>,
+    looks: Arc<AtomicUsize>,
     life: Option<Life>,
 }
 
@@ -107,6 +121,7 @@ impl Sim {
             },
             disk: watch::Sender::new(Disk::Well),
             commits: Arc::default(),
+            looks: Arc::default(),
             life: None,
         };
         change(&mut sim);
@@ -132,7 +147,11 @@ impl Sim {
         let dead = CancellationToken::new();
         let (updates, received) = mpsc::channel(256);
         let world = World {
-            clock: Arc::new(TestClock { start: self.start }),
+            clock: Arc::new(TestClock {
+                start: self.start,
+                looks: self.looks.clone(),
+                at_once: Mutex::new((self.start, 0)),
+            }),
             observer: Arc::new(Deaf),
             limits: self.limits,
         };
@@ -214,6 +233,11 @@ impl Sim {
     /// The sizes of the commits so far.
     pub(super) fn commits(&self) -> Vec<usize> {
         self.commits.lock().unwrap().clone()
+    }
+
+    /// How often the engine looked at the wall clock: a driver does at each turn.
+    pub(super) fn looks(&self) -> usize {
+        self.looks.load(Ordering::Relaxed)
     }
 
     /// Ends all as it should end, and waits for the writer too.
