@@ -29,8 +29,8 @@ class GatewayClient {
     this.#Service = grpc.loadPackageDefinition(definition).portarium.robotics.v1.MissionService;
     this.#target = target;
     this.#dir = dir;
-    this.#renew();
     this.#watcher = fs.watch(dir, () => this.#renew());
+    this.#renew();
   }
 
   /** One call, for example `call('DispatchMission', {…})`. */
@@ -82,6 +82,7 @@ class GatewayClient {
     // `..current` is resolved once, so that the three files are of one generation.
     const generation = fs.realpathSync(path.join(this.#dir, '..current'));
     if (generation === this.#generation) return;
+    // The generation before stays as well, so that there is time to read this one.
     const read = (name) => fs.readFileSync(path.join(generation, name));
     const [bundle, key, cert] = ['bundle.pem', 'key.pem', 'svid.pem'].map(read);
 

@@ -1,18 +1,16 @@
 //! The shipped binary as its users meet it: every command as a client of a real gateway.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod dev;
+mod svids;
 
-use common::{Ended, LIMIT, Process, World, assert_contains, id, process, until, world::free_port};
+use common::{Ended, Process, World, assert_contains, id, process, until};
 use portarium_gateway::dev::hints::{CONTROL_PLANE, GATEWAY, OPERATOR};
+use rustix::process::Signal;
 use serde_json::Value;
-use std::{
-    fs,
-    net::TcpListener,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use tokio::process::Command;
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -277,125 +275,35 @@ async fn a_watch_that_is_resumed_misses_nothing_and_ends_on_ctrl_c() {
 }
 
 #[tokio::test]
-async fn an_svid_in_files_is_of_one_generation_whenever_it_is_read() {
-    let world = World::new(Duration::from_secs(10)).await;
-    let dir = world.file("svid");
-    let words = format!("svid write --dir {}", dir.display());
-    let mut writer = process::command(&words.split(' ').collect::<Vec<_>>());
-    writer.args(["--hint", CONTROL_PLANE, "--socket", &world.socket()]);
-    let writer = Process::spawn(writer);
-    writer.says("generation 1: ").await;
-    let mode = fs::metadata(dir.join("key.pem"))
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o600);
-
-    let mut svids = std::collections::BTreeSet::new();
-    let mut reads = 0;
-    let began = Instant::now();
-    while svids.len() < 20 && began.elapsed() < LIMIT {
-        if reads % 20 == 0 {
-            world.stage.authority.rotate();
-        }
-        if let Some(svid) = read_generation(&dir) {
-            svids.insert(svid);
-            reads += 1;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    assert!(svids.len() >= 20, "{} generations", svids.len());
-    println!(
-        "FIGURE cli: {reads} reads of three files over {} generations, all of one",
-        svids.len()
-    );
-    writer.interrupt();
-    let ended = writer.ended().await;
-    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
-    // What was written stays for those who still read it.
-    assert!(read_generation(&dir).is_some());
-}
-
-/// The certificate, once key and certificate were found to be a pair; `None` where the generation
-/// went away in between.
-fn read_generation(dir: &Path) -> Option<String> {
-    let generation = fs::canonicalize(dir.join("..current")).unwrap();
-    let read = |name: &str| fs::read(generation.join(name)).ok();
-    let [svid, key, bundle] = [read("svid.pem")?, read("key.pem")?, read("bundle.pem")?];
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&svid).collect();
-    let key = PrivateKeyDer::from_pem_slice(&key).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    for authority in CertificateDer::pem_slice_iter(&bundle) {
-        roots.add(authority.unwrap()).unwrap();
-    }
-    // Fails where the key is another certificate's.
-    rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain.unwrap(), key)
-        .unwrap();
-    Some(String::from_utf8(svid).unwrap())
-}
-
-#[tokio::test]
-async fn the_svid_is_shown_and_watched() {
+async fn a_watch_from_now_on_that_breaks_before_its_first_update_misses_nothing_either() {
     let world = World::new(TTL).await;
-    let shown = json_svid(&world, "svid show").await;
-    assert_eq!(shown["spiffe_id"], id(OPERATOR));
-    assert_eq!(shown["hint"], OPERATOR);
-    let out = svid(&world, "svid show").await.ended().await;
-    assert_eq!(out.code, Some(0), "{out:?}");
-    assert_contains(&out.out, &id(OPERATOR));
-
-    let watch = svid(&world, "svid watch").await;
-    watch.says("generation 1: ").await;
-    world.stage.authority.rotate();
-    watch.says("generation 2: ").await;
-    watch.interrupt();
-    assert_eq!(watch.ended().await.code, Some(0));
-}
-
-async fn svid(world: &World, words: &str) -> Process {
-    let mut command = process::command(&words.split(' ').collect::<Vec<_>>());
-    command.args(["--hint", OPERATOR, "--socket", &world.socket()]);
-    Process::spawn(command)
-}
-
-async fn json_svid(world: &World, words: &str) -> Value {
-    let ended = svid(world, &format!("{words} --json")).await.ended().await;
-    serde_json::from_str(&ended.out).unwrap()
-}
-
-#[tokio::test]
-async fn without_an_agent_the_svid_is_not_shown_and_that_is_said_within_five_seconds() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = format!("unix://{}/agent.sock", dir.path().display());
-    let began = Instant::now();
-    let ended = process::run(&["svid", "show", "--socket", &socket]).await;
-    let took = began.elapsed();
+    let gateway = world.serve().await;
+    let watch = Process::spawn(client(&world, OPERATOR, "mission watch --json"));
+    until("the watch is open", || async {
+        (world
+            .metric("portarium_gateway_grpc_connections", &[])
+            .await
+            >= 1.0)
+            .then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    watch.signal(Signal::STOP);
+    gateway.interrupt();
+    assert_eq!(gateway.ended().await.code, Some(0));
+    let _gateway = world.serve().await;
+    let words = "mission dispatch --robot sim-mqtt --action dock --param duration=0.05 --follow --mission-id m-1";
+    told(&world, CONTROL_PLANE, 0, words).await;
+    watch.signal(Signal::CONT);
+    watch.says("Succeeded").await;
+    let statuses: Vec<_> = positions(&watch.out())
+        .into_iter()
+        .map(|(.., s)| s)
+        .collect();
     assert_eq!(
-        (ended.code, ended.err.lines().count()),
-        (Some(1), 1),
-        "{ended:?}"
+        statuses,
+        ["Pending", "Dispatched", "Executing", "Succeeded"]
     );
-    assert_contains(&ended.err, "the Workload API socket does not exist");
-    assert!(took < Duration::from_secs(5), "{took:?}");
-    println!("FIGURE cli: svid show without a socket fails after {took:.2?}");
-
-    let ended = process::run(&["svid", "show"]).await;
-    assert_eq!(ended.code, Some(1), "{ended:?}");
-    assert_contains(&ended.err, "SPIFFE_ENDPOINT_SOCKET");
-
-    // Several SVIDs and no choice: the choices are named.
-    let world = World::new(TTL).await;
-    let ended = process::run(&["svid", "show", "--socket", &world.socket()]).await;
-    assert_eq!(
-        (ended.code, ended.err.lines().count()),
-        (Some(1), 1),
-        "{ended:?}"
-    );
-    assert_contains(&ended.err, "choose one with --hint");
-    assert_contains(&ended.err, OPERATOR);
 }
 
 #[tokio::test]
@@ -458,86 +366,4 @@ async fn wrong_usage_is_exit_code_2() {
             "{words:?}: {ended:?}"
         );
     }
-}
-
-/// `dev` on ports of its own, as its advice says.
-fn dev(words: &[&str], grpc: &str) -> Command {
-    let mut command = process::command(&[&["dev"], words].concat());
-    command
-        .env("PORTARIUM__GRPC__LISTEN", grpc)
-        .env(
-            "PORTARIUM__HEALTH__LISTEN",
-            format!("127.0.0.1:{}", free_port()),
-        )
-        .env("PORTARIUM__ADMIN__LISTEN", "127.0.0.1:0");
-    command
-}
-
-#[tokio::test]
-async fn dev_tells_commands_that_work_and_ends_promptly_on_ctrl_c() {
-    let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
-    let dev = Process::spawn(dev(
-        &["--state-dir", state.to_str().unwrap()],
-        "127.0.0.1:0",
-    ));
-    dev.says("Ctrl-C ends it").await;
-    let banner = dev.out();
-    let exports = banner
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("export "));
-    let exports: Vec<(String, String)> = exports
-        .flat_map(|line| line.split(' '))
-        .map(|pair| pair.split_once('=').unwrap())
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    assert_eq!(exports.len(), 3, "{banner}");
-    let shown = banner
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("portarium-gateway "));
-    let mut tried = 0;
-    for words in shown.filter(|line| line.contains("--hint") && !line.contains("watch")) {
-        let words: Vec<_> = words.split(' ').collect();
-        let mut command = process::command(&words);
-        command.envs(exports.clone());
-        let ended = Process::spawn(command).ended().await;
-        assert_eq!(
-            (ended.code, ended.err.as_str()),
-            (Some(0), ""),
-            "{words:?}: {ended:?}"
-        );
-        tried += 1;
-    }
-    assert_eq!(tried, 4, "{banner}");
-    for file in [
-        "gateway.toml",
-        "journal.sqlite",
-        "audit.jsonl",
-        "agent.sock",
-    ] {
-        assert!(state.join(file).exists(), "{file}");
-    }
-    let began = Instant::now();
-    dev.interrupt();
-    let ended = dev.ended().await;
-    let took = began.elapsed();
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
-    println!("FIGURE cli: dev ends {took:.2?} after Ctrl-C");
-}
-
-#[tokio::test]
-async fn dev_with_a_port_in_use_says_what_to_do_about_it() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let ended = Process::spawn(dev(&[], &address)).ended().await;
-    assert_eq!(
-        (ended.code, ended.out.as_str()),
-        (Some(78), ""),
-        "{ended:?}"
-    );
-    let last = ended.err.lines().last().unwrap();
-    assert_contains(last, &address);
-    assert_contains(last, "PORTARIUM__GRPC__LISTEN=127.0.0.1:0");
-    println!("{last}");
 }
