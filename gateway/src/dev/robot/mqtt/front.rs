@@ -5,6 +5,7 @@ use super::{
     connect::{Connection, FrontError, Sent},
 };
 use crate::dev::robot::{Order, Reports, RobotReport, SimulatedRobot, wire};
+use bytes::Bytes;
 use portarium_identity::Lease;
 use portarium_protocols::ids::RobotId;
 use rumqttc::v5::{
@@ -15,10 +16,10 @@ use rumqttc::v5::{
     },
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     pin::pin,
     sync::{
-        PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -29,6 +30,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// Messages that are remembered to tell a second delivery; more than a broker has in flight.
+const REMEMBERED: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// Filters in one SUBSCRIBE, and reports taken at a time.
@@ -41,6 +44,8 @@ pub(super) struct Front {
     pub(super) reports: Reports,
     /// The position up to which the broker has acknowledged reports.
     pub(super) acknowledged: AtomicU64,
+    /// The last messages that were taken, by packet id and topic.
+    pub(super) taken: Mutex<VecDeque<(u16, Bytes)>>,
     pub(super) ready: watch::Sender<bool>,
     pub(super) stop: CancellationToken,
 }
@@ -332,7 +337,27 @@ impl Front {
         }
     }
 
+    /// A broker delivers what it holds unacknowledged once more when a session goes on, under the
+    /// same packet id. A robot that executes whatever arrives must not take that for another
+    /// order.
+    fn taken_before(&self, publish: &Publish) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = (publish.pkid, publish.topic.clone());
+        if publish.dup && taken.contains(&message) {
+            return true;
+        }
+        taken.push_back(message);
+        if taken.len() > REMEMBERED {
+            taken.pop_front();
+        }
+        false
+    }
+
     fn receive(&self, publish: &Publish) {
+        if self.taken_before(publish) {
+            tracing::info!(topic = %String::from_utf8_lossy(&publish.topic), "delivered again by the broker; taken before");
+            return;
+        }
         let topic = String::from_utf8_lossy(&publish.topic);
         let after = publish
             .properties

@@ -9,7 +9,10 @@ use super::{ExecutionLog, RobotConfig, SimulatedRobot, reports::Reports};
 use front::Front;
 use portarium_identity::ClientTls;
 use portarium_protocols::ids::TenantId;
-use std::{sync::atomic::AtomicU64, time::Duration};
+use std::{
+    sync::{Mutex, atomic::AtomicU64},
+    time::Duration,
+};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -90,6 +93,7 @@ impl MqttRobots {
                 .collect(),
             reports,
             acknowledged: AtomicU64::new(0),
+            taken: Mutex::default(),
             ready: ready_now,
             stop: stop.clone(),
         };
