@@ -1,8 +1,10 @@
 //! An authority with everybody's entries, and identities from it.
 
+use crate::mosquitto::Files;
+use base64ct::{Base64, Encoding as _};
 use portarium_identity::{
     PeerPolicy, SpiffeIdPattern, SvidConfig, SvidManager,
-    authority::{Authority, AuthorityConfig, Entry},
+    authority::{Authority, AuthorityConfig, Entry, MintSpec},
 };
 use std::{
     path::{Path, PathBuf},
@@ -78,6 +80,37 @@ impl Identities {
         crate::soon("an SVID", manager.ready()).await;
         manager
     }
+}
+
+impl Identities {
+    /// A certificate of this authority that is not renewed, for peers that cannot be told of a new
+    /// one.
+    pub(crate) fn lasting(&self, hint: &str, ttl: Duration) -> Files {
+        let mut known = entries(&[], "portarium.robotics").into_iter();
+        let entry = known.find(|entry| entry.hint == hint).unwrap();
+        let minted = self.authority.mint(&MintSpec {
+            dns_names: entry.dns_names,
+            ..MintSpec::svid(entry.spiffe_id, ttl)
+        });
+        let minted = minted.unwrap();
+        let certificates =
+            |all: &[Vec<u8>]| -> String { all.iter().map(|der| pem("CERTIFICATE", der)).collect() };
+        Files {
+            bundle: certificates(&self.authority.bundle()),
+            chain: certificates(&minted.chain_der),
+            key: pem("PRIVATE KEY", &minted.key_pkcs8_der),
+        }
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let base64 = Base64::encode_string(der);
+    let lines: String = base64
+        .as_bytes()
+        .chunks(64)
+        .map(|line| format!("{}\n", String::from_utf8_lossy(line)))
+        .collect();
+    format!("-----BEGIN {label}-----\n{lines}-----END {label}-----\n")
 }
 
 /// The first DNS name becomes the CN, by which mosquitto knows a peer: each has its own.

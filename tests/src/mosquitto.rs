@@ -12,12 +12,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::{net::TcpStream, task::JoinHandle};
 
 /// The gateway writes commands and cancels, reads what robots say, and clears retained statuses.
-/// A robot reads its own commands and writes its own statuses; the status topic that all robots
-/// share is there as the contract has it.
+/// A robot reads its own commands and writes its own statuses, and the status topic that all robots
+/// share.
 const ACL: &str = "\
 user robotics-gateway.portarium.svc
 topic write portarium/+/robots/+/commands/+
@@ -30,53 +31,61 @@ pattern read portarium/+/robots/%u/commands/+
 pattern read portarium/+/missions/+/cancel
 pattern write portarium/+/robots/%u/missions/+/status
 pattern write portarium/+/robots/%u/presence
+pattern write portarium/+/missions/+/status
 ";
-const SHARED_STATUS: &str = "pattern write portarium/+/missions/+/status\n";
 
-/// A mosquitto with mutual TLS, its certificate renewed as the authority renews it.
+/// How long a broker lives that does not renew its certificate.
+const LONG: Duration = Duration::from_secs(24 * 3600);
+
+/// A mosquitto with mutual TLS.
 pub struct Mosquitto {
     /// Where it listens.
     pub port: u16,
     dir: PathBuf,
     process: Arc<Mutex<Process>>,
     rotations: Arc<AtomicU64>,
-    follower: JoinHandle<()>,
+    follower: Option<JoinHandle<()>>,
 }
 
 impl Mosquitto {
-    /// Started, and listening. Robots may write the shared status topic.
+    /// Started, and listening, with a certificate that outlives the test.
+    ///
+    /// mosquitto 2.0.11 reads its certificate again on SIGHUP, and frees its ACL with it, which
+    /// clients that are away for the moment still point to: it crashes when it next has something
+    /// for such a one. Where clients are killed, its certificate therefore stays.
     pub async fn start(dir: &Path, identities: &Identities) -> Self {
-        Self::with_acl(dir, identities, &format!("{ACL}{SHARED_STATUS}")).await
+        let svid = identities.lasting(hints::BROKER, LONG);
+        Self::with(dir, |dir| svid.write(dir)).await
     }
 
-    /// As [`Self::start`], with each robot kept to its own branch of the topics.
-    pub async fn strict(dir: &Path, identities: &Identities) -> Self {
-        Self::with_acl(dir, identities, ACL).await
+    /// Started, and listening, with an SVID that is renewed as the authority renews it.
+    pub async fn rotating(dir: &Path, identities: &Identities) -> Self {
+        let manager = identities.manager(hints::BROKER).await;
+        let first = manager.ready().await;
+        let mut broker = Self::with(dir, |dir| Files::of(&first).write(dir)).await;
+        let follower = follow(
+            broker.dir.clone(),
+            manager,
+            broker.process.clone(),
+            broker.rotations.clone(),
+        );
+        broker.follower = Some(tokio::spawn(follower));
+        broker
     }
 
-    async fn with_acl(dir: &Path, identities: &Identities, acl: &str) -> Self {
+    async fn with(dir: &Path, write_svid: impl FnOnce(&Path)) -> Self {
         let dir = dir.join("mosquitto");
         fs::create_dir_all(&dir).unwrap();
         let port = free_port();
-        let manager = identities.manager(hints::BROKER).await;
-        let first = manager.ready().await;
-        write_svid(&dir, &first);
-        fs::write(dir.join("acl"), acl).unwrap();
+        write_svid(&dir);
+        fs::write(dir.join("acl"), ACL).unwrap();
         fs::write(dir.join("mosquitto.conf"), settings(&dir, port)).unwrap();
-        let process = Arc::new(Mutex::new(spawn(&dir)));
-        let rotations = Arc::new(AtomicU64::new(0));
-        let follower = tokio::spawn(follow(
-            dir.clone(),
-            manager,
-            process.clone(),
-            rotations.clone(),
-        ));
         let broker = Self {
             port,
+            process: Arc::new(Mutex::new(spawn(&dir))),
             dir,
-            process,
-            rotations,
-            follower,
+            rotations: Arc::default(),
+            follower: None,
         };
         broker.listening().await;
         broker
@@ -118,7 +127,9 @@ impl Mosquitto {
 
 impl Drop for Mosquitto {
     fn drop(&mut self) {
-        self.follower.abort();
+        if let Some(follower) = &self.follower {
+            follower.abort();
+        }
     }
 }
 
@@ -180,7 +191,7 @@ async fn follow(
     while snapshots.changed().await.is_ok() {
         let snapshot = snapshots.borrow_and_update().clone();
         if let Some(snapshot) = snapshot {
-            write_svid(&dir, &snapshot);
+            Files::of(&snapshot).write(&dir);
             let mut process = lock(&process);
             if process.ended().is_none() {
                 process.signal(Signal::HUP);
@@ -190,10 +201,27 @@ async fn follow(
     }
 }
 
-fn write_svid(dir: &Path, snapshot: &Snapshot) {
-    write(&dir.join("bundle.pem"), &snapshot.bundle_pem());
-    write(&dir.join("svid.pem"), &snapshot.chain_pem());
-    write(&dir.join("key.pem"), &snapshot.key_pem());
+/// What mosquitto reads, PEM.
+pub(crate) struct Files {
+    pub(crate) bundle: String,
+    pub(crate) chain: String,
+    pub(crate) key: String,
+}
+
+impl Files {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            bundle: snapshot.bundle_pem(),
+            chain: snapshot.chain_pem(),
+            key: snapshot.key_pem().to_string(),
+        }
+    }
+
+    fn write(&self, dir: &Path) {
+        write(&dir.join("bundle.pem"), &self.bundle);
+        write(&dir.join("svid.pem"), &self.chain);
+        write(&dir.join("key.pem"), &self.key);
+    }
 }
 
 fn write(path: &Path, text: &str) {

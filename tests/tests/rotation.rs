@@ -31,7 +31,7 @@ async fn missions_go_on_while_svids_rotate_and_no_connection_outlives_its_certif
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let identities = Identities::start(dir, &ROBOTS).await;
-    let broker = Mosquitto::start(dir, &identities).await;
+    let broker = Mosquitto::rotating(dir, &identities).await;
     let log = ExecutionLog::in_memory();
     let robot = |id: &str| RobotConfig::new(id.parse().unwrap());
     let [shared, own, g] = ROBOTS.map(robot);
