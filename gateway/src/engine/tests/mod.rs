@@ -8,6 +8,7 @@ mod durability;
 mod fake;
 mod keys;
 mod recovery;
+mod registry;
 mod reports;
 mod stops;
 mod world;
