@@ -10,5 +10,6 @@ mod keys;
 mod recovery;
 mod registry;
 mod reports;
+mod seeds;
 mod stops;
 mod world;
