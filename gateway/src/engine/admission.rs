@@ -9,7 +9,7 @@ use super::{
 };
 use crate::journal::{Append, Attempt, Mission, MissionState, Record};
 use portarium_protocols::{
-    ids::MissionId,
+    ids::{MissionId, RobotId},
     mission::{ActionType, Command, MissionStatus},
 };
 use std::{
@@ -70,14 +70,8 @@ impl Engine {
     ) -> Result<Dispatched, Refusal> {
         let inner = &self.inner;
         let command = Arc::new(command);
-        let robot = inner.robot(&command.robot_id).ok_or_else(|| {
-            Refusal::Invalid(format!(
-                "robot_id: robot {} is not configured",
-                command.robot_id
-            ))
-        })?;
-        let mission = match inner.admit(&robot, caller, &command)? {
-            Admitted::New(mission) => {
+        let mission = match inner.admit(caller, &command)? {
+            Admitted::New(mission, robot) => {
                 if mission.command.action_type == ActionType::CancelAction {
                     inner.send_cancel(&robot);
                 }
@@ -91,18 +85,19 @@ impl Engine {
 }
 
 enum Admitted {
-    New(Arc<Mission>),
+    New(Arc<Mission>, Arc<Robot>),
     Known(Found),
 }
 
 impl Inner {
-    fn admit(
-        &self,
-        robot: &Robot,
-        caller: Arc<str>,
-        command: &Arc<Command>,
-    ) -> Result<Admitted, Refusal> {
+    pub(super) fn configured(&self, id: &RobotId) -> Result<Arc<Robot>, Refusal> {
+        self.robot(id).ok_or_else(|| not_configured(id))
+    }
+
+    fn admit(&self, caller: Arc<str>, command: &Arc<Command>) -> Result<Admitted, Refusal> {
         let mut index = self.index();
+        // Whoever has the index has the robot that is there: they are exchanged under it.
+        let robot = self.configured(&command.robot_id)?;
         match known(&index, &caller, command) {
             Known::New => {}
             Known::Same(found) => return Ok(Admitted::Known(found)),
@@ -122,12 +117,13 @@ impl Inner {
         }
         let mut state = robot.lock();
         let mission = match command.action_type {
-            ActionType::CancelAction => self.admit_cancel(robot, &mut state, caller, command)?,
-            _ => self.admit_mission(robot, &mut state, caller, command)?,
+            ActionType::CancelAction => self.admit_cancel(&robot, &mut state, caller, command)?,
+            _ => self.admit_mission(&robot, &mut state, caller, command)?,
         };
+        drop(state);
         index.insert(&mission);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Admitted::New(mission))
+        Ok(Admitted::New(mission, robot))
     }
 
     fn admit_mission(
@@ -138,6 +134,9 @@ impl Inner {
         command: &Arc<Command>,
     ) -> Result<Arc<Mission>, Refusal> {
         let spec = robot.spec();
+        if robot.is_stray() {
+            return Err(not_configured(robot.id()));
+        }
         if !spec.actions.contains(&command.action_name) {
             return Err(unsupported(&spec, &command.action_name));
         }
@@ -361,6 +360,10 @@ impl Obstacle {
             ),
         }
     }
+}
+
+fn not_configured(id: &RobotId) -> Refusal {
+    Refusal::Invalid(format!("robot_id: robot {id} is not configured"))
 }
 
 fn unreachable(message: &str, retry_after_seconds: u64) -> Refusal {

@@ -41,6 +41,9 @@ impl Inner {
         // Never empty, so that the select below is never done with it.
         calls.push(future::pending().boxed());
         loop {
+            if self.is_gone(&robot) {
+                return;
+            }
             let next = self.step(&robot, &calls);
             tokio::select! {
                 biased;
@@ -50,6 +53,12 @@ impl Inner {
                 () = sleep_until(next) => {}
             }
         }
+    }
+
+    /// Whether another one has taken its place, or none.
+    fn is_gone(&self, robot: &Arc<Robot>) -> bool {
+        let current = self.robot(robot.id());
+        robot.lock().retired && current.is_none_or(|current| !Arc::ptr_eq(&current, robot))
     }
 
     /// Does what is due and says when the clock matters again.

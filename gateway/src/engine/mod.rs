@@ -160,6 +160,8 @@ impl Engine {
     /// the journal. Stops and cancels still go. Returns when nothing is being handed over.
     pub async fn drain(&self) {
         self.inner.draining.cancel();
+        // Who was accepting a mission meanwhile has done so, and it is seen below.
+        drop(self.inner.index());
         loop {
             let robots = self.inner.robots.load_full();
             if !robots.values().any(|robot| robot.lock().is_handing_over()) {

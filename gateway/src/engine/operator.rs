@@ -117,6 +117,7 @@ impl Engine {
         let robot = self.inner.known_robot(id)?;
         let done = {
             let mut state = robot.lock();
+            state.stays(id)?;
             state.hold = Some(reason.to_owned());
             state.holds += 1;
             self.inner.write_row(&state, &robot)
@@ -134,6 +135,7 @@ impl Engine {
         let robot = self.inner.known_robot(id)?;
         let (done, before) = {
             let mut state = robot.lock();
+            state.stays(id)?;
             if state.stop.is_pending() {
                 return Err(OperatorError::State(format!(
                     "a stop has not reached robot {id} yet; release it when it has"
@@ -155,6 +157,7 @@ impl Engine {
         done.wait().await.clone()?;
         {
             let mut state = robot.lock();
+            state.stays(id)?;
             if (state.stop.requested, state.holds) != before {
                 return Err(OperatorError::State(format!(
                     "robot {id} was stopped or held again in the same moment; it stays as it is"
@@ -217,6 +220,17 @@ impl Inner {
             done: Some(done.clone()),
         });
         done
+    }
+}
+
+impl RobotState {
+    fn stays(&self, id: &RobotId) -> Result<(), OperatorError> {
+        match self.retired {
+            false => Ok(()),
+            true => Err(OperatorError::State(format!(
+                "robot {id} was configured anew in the same moment; try again"
+            ))),
+        }
     }
 }
 

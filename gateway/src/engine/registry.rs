@@ -61,18 +61,10 @@ impl Engine {
     /// Where a robot with open missions would go or move.
     pub fn check_robots(&self, specs: &[RobotSpec]) -> Result<(), RegistryError> {
         let specs = by_id(specs.to_vec())?;
-        for (id, robot) in self.inner.robots.load().iter() {
-            let stays = specs
-                .get(id)
-                .is_some_and(|s| s.address == robot.spec().address);
-            if !stays && let Some(mission) = robot.lock().open.keys().next() {
-                return Err(RegistryError::Busy {
-                    robot: id.clone(),
-                    mission: mission.clone(),
-                });
-            }
-        }
-        Ok(())
+        let leaving = leaving(&self.inner.robots.load(), &specs);
+        leaving
+            .iter()
+            .try_for_each(|robot| robot.lock().may_leave(robot.id()))
     }
 
     /// Takes over a changed registry, whole, or refuses it whole.
@@ -80,57 +72,137 @@ impl Engine {
     /// # Errors
     /// Where a robot with open missions would go or move.
     pub fn replace_robots(&self, specs: Vec<RobotSpec>) -> Result<(), RegistryError> {
-        self.check_robots(&specs)?;
+        let inner = &self.inner;
         let specs = by_id(specs)?;
-        let current = self.inner.robots.load_full();
+        // No mission is accepted meanwhile, and a stop that meets a retired robot waits here.
+        let index = inner.index();
+        let current = inner.robots.load_full();
+        let leaving = leaving(&current, &specs);
+        retire(&leaving)?;
+        for robot in &leaving {
+            let kept = robot.lock().row(robot.id());
+            inner.absent().insert(robot.id().clone(), kept);
+        }
         let mut next = BTreeMap::new();
-        for (id, spec) in specs {
-            match current.get(&id) {
-                Some(robot) if robot.spec().address == spec.address => {
-                    robot.replace_spec(spec);
-                    next.insert(id, robot.clone());
-                }
-                previous => {
-                    let robot = self.inner.new_robot(spec);
-                    let kept = match previous {
-                        Some(previous) => Some(previous.lock().row(&id)),
-                        None => self.inner.absent().remove(&id),
-                    };
-                    if let Some(kept) = kept {
-                        robot.lock().inherit(kept);
-                    }
-                    self.inner.drive(&robot);
-                    next.insert(id, robot);
-                }
+        for (id, robot) in current.iter() {
+            // Its missions are open still, and nothing speaks to it.
+            if robot.is_stray() && !specs.contains_key(id) && !robot.lock().retired {
+                next.insert(id.clone(), robot.clone());
             }
         }
-        for (id, robot) in current.iter().filter(|(id, _)| !next.contains_key(*id)) {
-            let kept = robot.lock().row(id);
-            self.inner.absent().insert(id.clone(), kept);
+        for (id, spec) in specs {
+            let robot = match current.get(&id) {
+                Some(robot) if !robot.lock().retired => {
+                    inner.reconfigure(robot, spec);
+                    robot.clone()
+                }
+                _ => inner.enter(spec),
+            };
+            next.insert(id, robot);
         }
-        self.inner.robots.store(Arc::new(next));
+        inner.robots.store(Arc::new(next));
+        drop(index);
+        for robot in leaving {
+            robot.wake.notify_one();
+        }
         Ok(())
     }
+}
+
+/// The robots that go, or make way for another of their name.
+fn leaving(
+    current: &BTreeMap<RobotId, Arc<Robot>>,
+    specs: &BTreeMap<RobotId, RobotSpec>,
+) -> Vec<Arc<Robot>> {
+    let stays = |id: &RobotId, robot: &Robot| {
+        let spec = robot.spec();
+        if robot.is_stray() {
+            // It returns, or is kept for as long as its missions are open.
+            return specs.contains_key(id) || !robot.lock().open.is_empty();
+        }
+        specs
+            .get(id)
+            .is_some_and(|s| s.address == spec.address && s.adapter_name == spec.adapter_name)
+    };
+    current
+        .iter()
+        .filter(|(id, robot)| !stays(id, robot))
+        .map(|(_, robot)| robot.clone())
+        .collect()
+}
+
+/// Takes all of them out of service, or none.
+fn retire(leaving: &[Arc<Robot>]) -> Result<(), RegistryError> {
+    for (place, robot) in leaving.iter().enumerate() {
+        let mut state = robot.lock();
+        if let Err(busy) = state.may_leave(robot.id()) {
+            drop(state);
+            for retired in leaving.iter().take(place) {
+                retired.lock().retired = false;
+            }
+            return Err(busy);
+        }
+        state.retired = true;
+    }
+    Ok(())
 }
 
 impl Inner {
     /// A robot with nothing to do, its link as its adapter sees it.
     pub(super) fn new_robot(&self, spec: RobotSpec) -> Arc<Robot> {
         let mut state = RobotState::new(self.world.observer.clone(), spec.adapter_name);
-        state.link = match &spec.adapter {
-            None => Err("it is no longer in the configuration".into()),
-            Some(adapter) => match adapter.link(&spec.id) {
-                Link::Up => Ok(()),
-                Link::Down { reason } => Err(reason),
-            },
-        };
+        state.link = link(&spec);
         Arc::new(Robot::new(spec, state))
+    }
+
+    /// A robot that was not there before, with what holds for its name.
+    fn enter(self: &Arc<Self>, spec: RobotSpec) -> Arc<Robot> {
+        let id = spec.id.clone();
+        let robot = self.new_robot(spec);
+        if let Some(kept) = self.absent().remove(&id) {
+            robot.lock().inherit(kept);
+        }
+        self.drive(&robot);
+        robot
+    }
+
+    fn reconfigure(&self, robot: &Robot, spec: RobotSpec) {
+        let returns = robot.is_stray();
+        let link = link(&spec);
+        let mut state = robot.lock();
+        if returns {
+            state.adapter_name = spec.adapter_name;
+            state.link = link;
+            state.reconciled = false;
+        }
+        robot.replace_spec(spec);
+        robot.wake.notify_one();
+    }
+}
+
+fn link(spec: &RobotSpec) -> Result<(), String> {
+    match &spec.adapter {
+        None => Err("it is no longer in the configuration".into()),
+        Some(adapter) => match adapter.link(&spec.id) {
+            Link::Up => Ok(()),
+            Link::Down { reason } => Err(reason),
+        },
     }
 }
 
 impl RobotState {
-    /// Hold, latch, fence and a stop not delivered stay with the name, also when the robot behind it changes, or is
-    /// taken out of the configuration and put in again.
+    fn may_leave(&self, robot: &RobotId) -> Result<(), RegistryError> {
+        match self.open.keys().next() {
+            None => Ok(()),
+            Some(mission) => Err(RegistryError::Busy {
+                robot: robot.clone(),
+                mission: mission.clone(),
+            }),
+        }
+    }
+
+    /// Hold, latch, fence and a stop not delivered stay with the name, also when the robot behind
+    /// it changes, or is taken out of the configuration and put in again.
     pub(super) fn inherit(&mut self, kept: RobotRow) {
         self.latched = kept.latched;
         self.hold = kept.hold;

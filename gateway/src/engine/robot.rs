@@ -43,6 +43,8 @@ pub(super) enum Obstacle {
 }
 
 pub(super) struct RobotState {
+    /// Another one has taken its place, or none.
+    pub(super) retired: bool,
     pub(super) observer: Arc<dyn EngineObserver>,
     pub(super) adapter_name: &'static str,
     /// `Err`: why it cannot be reached.
@@ -204,6 +206,11 @@ impl Robot {
         self.spec.load_full()
     }
 
+    /// It has open missions and is not configured.
+    pub(super) fn is_stray(&self) -> bool {
+        self.spec.load().adapter.is_none()
+    }
+
     pub(super) fn replace_spec(&self, spec: RobotSpec) {
         self.spec.store(Arc::new(spec));
     }
@@ -216,6 +223,7 @@ impl Robot {
 impl RobotState {
     pub(super) fn new(observer: Arc<dyn EngineObserver>, adapter_name: &'static str) -> Self {
         Self {
+            retired: false,
             observer,
             adapter_name,
             link: Err("not connected yet".into()),

@@ -43,17 +43,19 @@ impl Engine {
         let deadline = asked + PATIENCE;
         let inner = &self.inner;
         let command = Arc::new(command);
-        let robot = inner.robot(&command.robot_id).ok_or_else(|| {
-            Refusal::Invalid(format!(
-                "robot_id: robot {} is not configured",
-                command.robot_id
-            ))
-        })?;
+        let (robot, fenced) = loop {
+            let robot = inner.configured(&command.robot_id)?;
+            if let Some(fenced) = inner.fence(&robot, caller.clone(), &command) {
+                break (robot, fenced);
+            }
+            // It is being exchanged by whoever has the index: the next look finds the new one.
+            drop(inner.index());
+        };
         let Fenced {
             number,
             mission,
             durable: fence,
-        } = inner.fence(&robot, caller, &command);
+        } = fenced;
         inner.send_stop(&robot);
         inner.world.observer.stop_sent(asked.elapsed());
         inner.send_cancel(&robot);
@@ -88,12 +90,20 @@ struct Fenced {
 
 impl Inner {
     /// Cancels what waits, asks for the end of what was sent, and puts the stop on the lane, in
-    /// one step that nothing of this robot can come between.
-    fn fence(&self, robot: &Robot, caller: Arc<str>, command: &Arc<Command>) -> Fenced {
+    /// one step that nothing of this robot can come between. `None`: the robot is no longer the one
+    /// of its name.
+    fn fence(&self, robot: &Robot, caller: Arc<str>, command: &Arc<Command>) -> Option<Fenced> {
         let at = stamp(self.world.clock.now());
         let new = self.follow_stop(caller, command);
         let mut records = Vec::new();
         let mut state = robot.lock();
+        if state.retired {
+            drop(state);
+            if let Some(mission) = new {
+                self.index().remove(&mission);
+            }
+            return None;
+        }
         let latches = command.action_type == ActionType::EstopRequest && !state.latched;
         state.latched |= latches;
         state.cancel_all(command, &at, &mut records);
@@ -126,11 +136,11 @@ impl Inner {
             Some(pending) if pending.get().is_none() => pending,
             _ => self.append_fence(robot, &mut state, records),
         };
-        Fenced {
+        Some(Fenced {
             number,
             mission,
             durable,
-        }
+        })
     }
 
     fn append_fence(&self, robot: &Robot, state: &mut RobotState, records: Vec<Record>) -> Ticket {

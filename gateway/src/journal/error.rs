@@ -75,15 +75,30 @@ impl JournalError {
         Self::Read(Arc::new(source))
     }
 
-    /// An error met while opening: damage where SQLite says so.
+    /// An error met while opening: damage where SQLite says so, or where a row is not as we write
+    /// them.
     pub(super) fn opening(path: &std::path::Path, source: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-        match source.sqlite_error_code() {
-            Some(DatabaseCorrupt | NotADatabase) => Self::Damaged {
-                path: path.to_path_buf(),
-                reason: source.to_string(),
-            },
-            _ => Self::open(path, source),
+        use rusqlite::{
+            Error,
+            ErrorCode::{DatabaseCorrupt, NotADatabase},
+        };
+        let damaged = match &source {
+            Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::Utf8Error(..)
+            | Error::QueryReturnedNoRows => true,
+            _ => matches!(
+                source.sqlite_error_code(),
+                Some(DatabaseCorrupt | NotADatabase)
+            ),
+        };
+        if !damaged {
+            return Self::open(path, source);
+        }
+        Self::Damaged {
+            path: path.to_path_buf(),
+            reason: source.to_string(),
         }
     }
 }

@@ -13,7 +13,10 @@ use std::{
 pub(super) struct Lock(#[allow(dead_code, reason = "held for its drop")] File);
 
 pub(super) fn acquire(path: &Path) -> Result<Lock, JournalError> {
-    let Some(name) = path.file_name() else {
+    // Beside the file itself, whichever of its names it was called by. One that is still to be
+    // made has no other.
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let Some(name) = real.file_name() else {
         return Err(JournalError::open(
             path,
             std::io::Error::other("it names no file"),
@@ -26,7 +29,7 @@ pub(super) fn acquire(path: &Path) -> Result<Lock, JournalError> {
         .truncate(false)
         .write(true)
         .mode(0o600)
-        .open(parent(path).join(lock_name))
+        .open(parent(&real).join(lock_name))
         .map_err(|e| JournalError::open(path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(Lock(file)),

@@ -132,9 +132,9 @@ impl Maintenance {
         if bytes > TRUNCATE_BYTES {
             let cut = connection
                 .busy_timeout(CHECKPOINT_PATIENCE)
-                .and_then(|()| checkpoint(connection, "TRUNCATE"))
-                .and_then(|()| connection.busy_timeout(schema::BUSY));
-            if let Err(error) = cut {
+                .and_then(|()| checkpoint(connection, "TRUNCATE"));
+            let patient = connection.busy_timeout(schema::BUSY);
+            if let Err(error) = cut.and(patient) {
                 tracing::debug!(%error, "checkpoint put off");
             }
         } else if bytes > CHECKPOINT_BYTES

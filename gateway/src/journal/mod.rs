@@ -13,6 +13,8 @@ mod maintenance;
 mod reader;
 mod record;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use error::JournalError;

@@ -55,6 +55,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
     create_private(path)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let failed = |e| JournalError::opening(path, e);
+    // Before anything is set: to switch the log on already writes to the file.
+    check(&connection, path)?;
     connection
         .pragma_update(None, "journal_mode", "WAL")
         .map_err(failed)?;
@@ -66,7 +68,6 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
     connection
         .pragma_update(None, "wal_autocheckpoint", 0)
         .map_err(failed)?;
-    check(&connection, path)?;
     let version: i64 = pragma(&connection, "user_version", path)?;
     if version == 0 {
         let transaction = connection.transaction().map_err(failed)?;

@@ -94,6 +94,37 @@ async fn what_was_accepted_is_sent_although_its_caller_went_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn ten_thousand_robots_with_open_missions_are_up_in_time() {
+    let mut sim = Sim::with(|sim| {
+        sim.specs = (0..10_000)
+            .map(|n| super::world::spec(&format!("r{n}")))
+            .collect();
+    })
+    .await;
+    let engine = sim.engine();
+    let dispatch = |n: usize| {
+        let command = mission(&format!("r{n}"), &format!("m{n}"));
+        engine.dispatch(super::world::CALLER.into(), command)
+    };
+    // In portions: a journal that is behind takes no more.
+    for portion in 0..10 {
+        let all = (portion * 1000..(portion + 1) * 1000).map(dispatch);
+        for answer in futures::future::join_all(all).await {
+            answer.unwrap();
+        }
+    }
+    sim.die();
+    let started = std::time::Instant::now();
+    sim.open().await;
+    let took = started.elapsed();
+    println!("10000 robots with a mission each: up and asked in {took:?}");
+    assert_eq!(sim.engine().probe().counts().unknown, 10_000);
+    if !cfg!(debug_assertions) {
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn commits_are_grouped() {
     let sim = Sim::with(|sim| {
         sim.specs = (0..1000)
@@ -188,4 +219,27 @@ async fn a_cancel_action_that_could_not_be_accepted_still_cancels_durably() {
         ["m1", "m1"],
         "the wish was durable"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_ends_with_nothing_being_handed_over_and_nothing_new() {
+    let mut sim = Sim::new().await;
+    let slow = Duration::from_millis(300);
+    sim.robots.script("r", |s| {
+        s.dispatch
+            .push_back((slow, Ok(portarium_protocols::adapter::Handover::Sent)))
+    });
+    sim.dispatch("m1").await.unwrap();
+    sim.dispatch("m2").await.unwrap();
+    let before = sim.elapsed();
+    sim.engine().drain().await;
+    assert!(sim.elapsed() - before >= Duration::from_millis(250));
+    assert!(is_unreachable(&sim.dispatch("m3").await));
+    sim.say("m1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    sim.stop("s1").await;
+    assert_eq!(sim.robots.stopped("r"), ["s1"]);
+    sim.close().await;
+    sim.open().await;
+    assert_eq!(sim.status("m2").await, "Cancelled");
 }

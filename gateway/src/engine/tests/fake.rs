@@ -18,7 +18,11 @@ use tokio::time::{Instant, sleep};
 /// What an adapter was called for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Got {
-    Dispatch { expires_in: Duration },
+    Dispatch {
+        expires_in: Duration,
+    },
+    /// The dispatch came to nothing: not a byte was sent.
+    NotSent,
     Cancel,
     Stop(ActionType),
     Question,
@@ -50,6 +54,16 @@ pub(super) struct Script {
     /// Dispatches under way, and the most that ever were.
     handing_over: usize,
     most_at_once: usize,
+}
+
+impl Script {
+    /// From now on as without a script.
+    pub(super) fn clear(&mut self) {
+        self.dispatch.clear();
+        self.cancel.clear();
+        self.stop.clear();
+        self.reconcile.clear();
+    }
 }
 
 /// The wire and the robots behind it: they outlive the gateway's crashes.
@@ -207,6 +221,9 @@ impl Adapter for Fake {
                 )
             })
             .await;
+        if matches!(answer, Err(DispatchError::Unreachable { .. })) {
+            self.robots.note(&command, Got::NotSent);
+        }
         self.robots
             .script(command.robot_id.as_str(), |s| s.handing_over -= 1);
         answer

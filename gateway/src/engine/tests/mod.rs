@@ -8,6 +8,8 @@ mod durability;
 mod fake;
 mod keys;
 mod recovery;
+mod registry;
 mod reports;
+mod seeds;
 mod stops;
 mod world;

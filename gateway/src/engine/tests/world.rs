@@ -183,9 +183,11 @@ impl Sim {
     }
 
     /// Takes over the changed `specs`, as a reload does.
-    pub(super) fn reload(&self) -> Result<(), crate::engine::RegistryError> {
-        self.engine()
-            .replace_robots(self.connected(&self.life().dead))
+    pub(super) async fn reload(&self) -> Result<(), crate::engine::RegistryError> {
+        let specs = self.connected(&self.life().dead);
+        let answer = self.engine().replace_robots(specs);
+        idle().await;
+        answer
     }
 
     /// The process dies: what is on the disk stays, and nothing else. The next life begins.
@@ -364,6 +366,11 @@ impl Sim {
     pub(super) fn open_in_memory(&self, robot: &str) -> usize {
         let robot = self.engine().inner.robot(&robot.parse().unwrap()).unwrap();
         robot.lock().open.len()
+    }
+
+    /// The engine's tasks.
+    pub(super) fn tasks(&self) -> usize {
+        self.engine().inner.tasks.len()
     }
 
     pub(super) fn queued(&self, robot: &str) -> usize {

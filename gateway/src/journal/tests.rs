@@ -1,0 +1,306 @@
+//! What a journal refuses to open, and what it keeps.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::{Append, Attempt, Journal, JournalError, Mission, MissionState, Opened, Record};
+use super::{Retention, RobotRow, Ticket};
+use portarium_protocols::mission::{ActionType, Command, CompletionMode, MissionStatus};
+use rusqlite::Connection;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+const KEEP: Retention = Retention {
+    keep_for: Duration::from_secs(3600),
+    at_most: 1_000_000,
+};
+
+fn open(path: &Path) -> Result<Opened, JournalError> {
+    Journal::open(path, KEEP)
+}
+
+fn refusal(path: &Path) -> JournalError {
+    match open(path) {
+        Ok(_) => panic!("it was opened"),
+        Err(error) => error,
+    }
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.sqlite");
+    (folder, path)
+}
+
+fn command(n: usize) -> Arc<Command> {
+    Arc::new(Command {
+        mission_id: format!("m{n}").parse().unwrap(),
+        correlation_id: format!("correlation-{n}"),
+        plan_effect_idempotency_key: format!("plan-{n}"),
+        robot_id: format!("r{}", n % 100).parse().unwrap(),
+        fleet_id: None,
+        action_type: ActionType::ExecuteAction,
+        action_name: "navigate_to".into(),
+        parameters: [
+            ("x".to_owned(), "1.5".to_owned()),
+            ("y".to_owned(), "2.5".to_owned()),
+        ]
+        .into(),
+        idempotency_key: format!("key-{n}"),
+        supports_preemption: true,
+        bypass_tier_evaluation: false,
+        completion_mode: CompletionMode::Auto,
+        requires_operator_confirmation: false,
+        requested_at: "2026-01-01T00:00:00Z".into(),
+    })
+}
+
+fn mission(n: usize) -> Arc<Mission> {
+    Arc::new(Mission::new(command(n), "caller".into(), SystemTime::now()))
+}
+
+fn state(status: MissionStatus) -> MissionState {
+    MissionState {
+        status,
+        attempt: Attempt::Open,
+        ..MissionState::pending("2026-01-01T00:00:00.123Z".into())
+    }
+}
+
+/// A mission from its acceptance to its end.
+fn whole(n: usize) -> Append {
+    let mission = mission(n);
+    let mut records = vec![Record::Accepted(
+        mission.clone(),
+        state(MissionStatus::Pending),
+    )];
+    for status in [
+        MissionStatus::Dispatched,
+        MissionStatus::Executing,
+        MissionStatus::Succeeded,
+    ] {
+        records.push(Record::Changed(mission.clone(), state(status)));
+    }
+    Append {
+        records,
+        ..Append::default()
+    }
+}
+
+/// Writes and closes; all of it is in the one file afterwards.
+async fn write(path: &Path, appends: impl IntoIterator<Item = Append>) {
+    let Opened {
+        journal,
+        mut writer,
+        ..
+    } = open(path).unwrap();
+    for append in appends {
+        journal.append(append);
+    }
+    drop(journal);
+    while let Some(batch) = writer.receive().await {
+        writer.commit(batch).unwrap();
+        writer.maintain();
+    }
+}
+
+#[tokio::test]
+async fn a_journal_is_opened_by_one_at_a_time_under_whatever_name() {
+    let (folder, path) = folder();
+    let first = open(&path).unwrap();
+    assert!(matches!(refusal(&path), JournalError::InUse { .. }));
+    let other = folder.path().join("other.sqlite");
+    std::os::unix::fs::symlink(&path, &other).unwrap();
+    assert!(matches!(refusal(&other), JournalError::InUse { .. }));
+    drop(first);
+    open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_newer_journal_is_refused_untouched() {
+    let (_folder, path) = folder();
+    write(&path, [whole(1)]).await;
+    let raw = Connection::open(&path).unwrap();
+    raw.pragma_update(None, "user_version", 99).unwrap();
+    raw.pragma_update(None, "journal_mode", "DELETE").unwrap();
+    drop(raw);
+    let before = std::fs::read(&path).unwrap();
+    match refusal(&path) {
+        JournalError::Newer {
+            found: 99,
+            known: 1,
+            ..
+        } => {}
+        other => panic!("{other}"),
+    }
+    assert!(std::fs::read(&path).unwrap() == before, "it was changed");
+}
+
+#[tokio::test]
+async fn another_programs_database_is_refused_untouched() {
+    let (_folder, path) = folder();
+    let raw = Connection::open(&path).unwrap();
+    raw.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+        .unwrap();
+    drop(raw);
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(refusal(&path), JournalError::Damaged { .. }));
+    assert!(std::fs::read(&path).unwrap() == before, "it was changed");
+    std::fs::write(
+        &path,
+        "not a database at all, but long enough to be looked at".repeat(30),
+    )
+    .unwrap();
+    assert!(matches!(refusal(&path), JournalError::Damaged { .. }));
+}
+
+#[tokio::test]
+async fn a_truncated_or_flipped_file_is_never_opened_as_if_it_were_whole() {
+    let (_folder, path) = folder();
+    write(&path, (0..300).map(whole)).await;
+    let whole = std::fs::read(&path).unwrap();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut refused = 0;
+    for round in 0..200 {
+        let mut bytes = whole.clone();
+        if round % 2 == 0 {
+            bytes.truncate(random.usize(1..bytes.len()));
+        } else {
+            // Headers of pages: what a flip in a text does, nobody can tell.
+            let page = random.usize(0..bytes.len() / 4096);
+            let at = page * 4096 + random.usize(0..if page == 0 { 100 } else { 8 });
+            bytes[at] ^= 1 << random.u8(0..8);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        for end in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+        }
+        match open(&path) {
+            // A counter or a spare byte: all is there.
+            Ok(opened) => assert_eq!(opened.loaded.missions.len(), 300, "round {round}"),
+            Err(JournalError::Damaged { .. } | JournalError::Newer { .. }) => refused += 1,
+            Err(other) => panic!("round {round}: {}", crate::chain(&other)),
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[tokio::test]
+async fn a_row_that_nobody_here_wrote_is_called_damage() {
+    for change in [
+        "UPDATE states SET status = 99 WHERE position = 2",
+        "UPDATE missions SET command = '{}'",
+        "UPDATE robots SET stop = 'x'",
+    ] {
+        let (_folder, path) = folder();
+        let accepted = Append {
+            records: vec![Record::Accepted(mission(1), state(MissionStatus::Pending))],
+            ..Append::default()
+        };
+        let stopped = Append {
+            robot: Some(row(None)),
+            ..Append::default()
+        };
+        write(&path, [accepted, stopped, whole(2)]).await;
+        let raw = Connection::open(&path).unwrap();
+        raw.execute(change, []).unwrap();
+        drop(raw);
+        assert!(
+            matches!(refusal(&path), JournalError::Damaged { .. }),
+            "{change}"
+        );
+    }
+}
+
+fn row(fence: Option<u64>) -> RobotRow {
+    RobotRow {
+        robot_id: "r1".parse().unwrap(),
+        fence,
+        latched: false,
+        hold: None,
+        stop: None,
+    }
+}
+
+#[tokio::test]
+async fn a_fence_only_grows() {
+    let (_folder, path) = folder();
+    let robot = |fence| Append {
+        robot: Some(row(fence)),
+        ..Append::default()
+    };
+    write(&path, [whole(1), robot(None), robot(Some(2))]).await;
+    assert_eq!(open(&path).unwrap().loaded.robots[0].fence, Some(5));
+}
+
+#[tokio::test]
+async fn an_append_is_on_the_disk_as_a_whole_or_not_at_all() {
+    let (_folder, path) = folder();
+    let Opened {
+        journal,
+        mut writer,
+        ..
+    } = open(&path).unwrap();
+    let done = Ticket::default();
+    journal.append(Append {
+        done: Some(done.clone()),
+        ..whole(1)
+    });
+    // As large as it is, and not a page more.
+    writer
+        .connection()
+        .pragma_update(None, "max_page_count", 1)
+        .unwrap();
+    let batch = writer.receive().await.unwrap();
+    let large = (2..200)
+        .map(whole)
+        .for_each(|append| journal.append(append));
+    drop((batch, large));
+    let batch = writer.receive().await.unwrap();
+    assert!(writer.commit(batch).is_err());
+    assert!(done.get().is_none());
+    let kept = journal.reader().updates(0, None, 10).await.unwrap();
+    assert!(kept.is_empty());
+}
+
+#[tokio::test]
+async fn a_crash_leaves_what_was_committed_and_nothing_of_the_rest() {
+    let (folder, path) = folder();
+    let Opened {
+        journal,
+        mut writer,
+        ..
+    } = open(&path).unwrap();
+    for n in 0..10 {
+        journal.append(whole(n));
+    }
+    let batch = writer.receive().await.unwrap();
+    writer.commit(batch).unwrap();
+    journal.append(whole(10));
+    let _uncommitted = writer.receive().await.unwrap();
+    let copy = folder.path().join("copy.sqlite");
+    for end in ["", "-wal"] {
+        let from = format!("{}{end}", path.display());
+        std::fs::copy(from, format!("{}{end}", copy.display())).unwrap();
+    }
+    let loaded = open(&copy).unwrap().loaded;
+    assert_eq!((loaded.missions.len(), loaded.head), (10, 40));
+}
+
+/// Run with `--release` for the figure.
+#[tokio::test]
+async fn a_large_journal_opens_in_time() {
+    let (_folder, path) = folder();
+    write(&path, (0..100_000).map(whole)).await;
+    let started = Instant::now();
+    let opened = open(&path).unwrap();
+    let took = started.elapsed();
+    let size = std::fs::metadata(&path).unwrap().len() >> 20;
+    println!("100000 finished missions, {size} MiB: opened in {took:?}");
+    assert_eq!(opened.loaded.missions.len(), 100_000);
+    if !cfg!(debug_assertions) {
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+}
