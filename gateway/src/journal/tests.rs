@@ -254,10 +254,10 @@ async fn an_append_is_on_the_disk_as_a_whole_or_not_at_all() {
         .pragma_update(None, "max_page_count", 1)
         .unwrap();
     let batch = writer.receive().await.unwrap();
-    let large = (2..200)
+    (2..200)
         .map(whole)
         .for_each(|append| journal.append(append));
-    drop((batch, large));
+    drop(batch);
     let batch = writer.receive().await.unwrap();
     assert!(writer.commit(batch).is_err());
     assert!(done.get().is_none());
