@@ -325,15 +325,16 @@ Try, in another terminal:
   export SPIFFE_ENDPOINT_SOCKET=unix://{dir}/agent.sock
   export PORTARIUM_SERVER=localhost:{port} PORTARIUM_SERVER_ID={id}
 
-  portarium-gateway mission dispatch --hint control-plane --robot {MQTT_ROBOT} --action navigate_to --param x=4.5 --param y=2 --follow
-  portarium-gateway mission watch --hint operator
-  portarium-gateway mission stop --hint control-plane --robot {MQTT_ROBOT}
-  portarium-gateway robot list --hint operator
-  portarium-gateway svid show --hint operator
+  {program} mission dispatch --hint control-plane --robot {MQTT_ROBOT} --action navigate_to --param x=4.5 --param y=2 --follow
+  {program} mission watch --hint operator
+  {program} mission stop --hint control-plane --robot {MQTT_ROBOT}
+  {program} robot list --hint operator
+  {program} svid show --hint operator
 
 Ctrl-C ends it.",
             broker = self.broker.local_addr().port(),
             port = grpc.port(),
+            program = program(),
         )
     }
 
@@ -343,6 +344,17 @@ Ctrl-C ends it.",
         self.grpc.stop().await;
         self.broker.stop().await;
     }
+}
+
+/// This program as one can type it: started by cargo, it is on no search path.
+fn program() -> String {
+    let name = || "portarium-gateway".to_owned();
+    let Ok(path) = std::env::current_exe() else {
+        return name();
+    };
+    let here = std::env::current_dir().unwrap_or_default();
+    let relative = path.strip_prefix(&here).unwrap_or(&path);
+    relative.to_str().map_or_else(name, str::to_owned)
 }
 
 async fn all_reachable(connection: &Connection) -> bool {
