@@ -11,6 +11,7 @@ mod deadline;
 mod driver;
 mod index;
 mod operator;
+mod question;
 mod recovery;
 mod registry;
 mod repeat;

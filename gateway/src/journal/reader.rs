@@ -83,7 +83,7 @@ impl Reader {
             let sql = format!(
                 "SELECT {STATE_COLUMNS}, m.command FROM states s
                  JOIN missions m ON m.mission = s.mission
-                 WHERE s.position > ?1 AND (?2 IS NULL OR s.mission = ?2)
+                 WHERE s.position > max(?1, ifnull(?2, 1) - 1) AND (?2 IS NULL OR s.mission = ?2)
                  ORDER BY s.position LIMIT ?3"
             );
             let mut statement = connection.prepare_cached(&sql)?;

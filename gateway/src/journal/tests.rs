@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::{Append, Attempt, Journal, JournalError, Mission, MissionState, Opened, Record};
-use super::{Retention, RobotRow, Ticket};
+use super::{Retention, RobotRow, Ticket, Writer};
 use portarium_protocols::mission::{ActionType, Command, CompletionMode, MissionStatus};
 use rusqlite::Connection;
 use std::{
@@ -236,31 +236,47 @@ async fn a_fence_only_grows() {
 }
 
 #[tokio::test]
-async fn an_append_is_on_the_disk_as_a_whole_or_not_at_all() {
+async fn a_batch_that_does_not_fit_leaves_nothing_but_what_has_to_be_kept() {
     let (_folder, path) = folder();
     let Opened {
         journal,
         mut writer,
         ..
     } = open(&path).unwrap();
-    let done = Ticket::default();
+    let accepted = mission(1);
     journal.append(Append {
-        done: Some(done.clone()),
-        ..whole(1)
+        records: vec![Record::Accepted(
+            accepted.clone(),
+            state(MissionStatus::Pending),
+        )],
+        ..Append::default()
     });
+    let fence = Ticket::default();
+    journal.append(Append {
+        robot: Some(row(None)),
+        done: Some(fence.clone()),
+        ..Append::default()
+    });
+    (2..200).for_each(|n| journal.append(whole(n)));
     // As large as it is, and not a page more.
-    writer
-        .connection()
-        .pragma_update(None, "max_page_count", 1)
-        .unwrap();
-    let batch = writer.receive().await.unwrap();
-    (2..200)
-        .map(whole)
-        .for_each(|append| journal.append(append));
-    drop(batch);
+    let limit = |writer: &Writer, pages: u32| {
+        let connection = writer.connection();
+        connection
+            .pragma_update(None, "max_page_count", pages)
+            .unwrap();
+    };
+    limit(&writer, 1);
     let batch = writer.receive().await.unwrap();
     assert!(writer.commit(batch).is_err());
-    assert!(done.get().is_none());
+    assert!(accepted.accepted().await.is_err());
+    assert!(fence.get().is_none(), "a fence is kept");
+    let kept = journal.reader().updates(0, None, 10).await.unwrap();
+    assert!(kept.is_empty());
+    limit(&writer, 1_000_000);
+    let batch = writer.receive().await.unwrap();
+    writer.commit(batch).unwrap();
+    assert!(matches!(fence.get(), Some(Ok(()))));
+    assert_eq!(journal.backlog(), 0);
     let kept = journal.reader().updates(0, None, 10).await.unwrap();
     assert!(kept.is_empty());
 }

@@ -1,6 +1,7 @@
 //! Cancels, of missions and of what the robot is at.
 
-use super::world::{CALLER, Disk, Sim, cancel_action, idle, mission};
+use super::make::{cancel_action, mission};
+use super::world::{CALLER, Disk, Sim, idle};
 use crate::engine::{Cancelled, Refusal};
 use portarium_protocols::{
     adapter::{DispatchError, Handover, SignalError},

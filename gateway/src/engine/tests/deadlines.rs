@@ -2,7 +2,8 @@
 
 use super::{
     fake::Got,
-    world::{Disk, Sim, mission},
+    make::mission,
+    world::{Disk, Sim},
 };
 use portarium_protocols::{
     adapter::{DispatchError, Handover, Reconciled},
@@ -174,7 +175,7 @@ async fn a_gateway_that_was_away_asks_before_it_calls_a_mission_unheard() {
     sim.die();
     sleep(Duration::from_secs(120)).await;
     sim.robots.set_down("r", true);
-    let known = super::world::report("m1", MissionStatus::Executing);
+    let known = super::make::report("m1", MissionStatus::Executing);
     let known = (Duration::from_millis(50), Ok(Reconciled::Known(known)));
     sim.robots.script("r", |s| s.reconcile.push_back(known));
     sim.open().await;

@@ -1,6 +1,7 @@
 //! Nothing is sent or seen before it is durable, and a failed commit leaves nothing.
 
-use super::world::{Disk, Sim, idle, mission};
+use super::make::mission;
+use super::world::{Disk, Sim, idle};
 use crate::engine::Refusal;
 use portarium_protocols::mission::MissionStatus;
 use std::time::Duration;
@@ -97,7 +98,7 @@ async fn what_was_accepted_is_sent_although_its_caller_went_away() {
 async fn ten_thousand_robots_with_open_missions_are_up_in_time() {
     let mut sim = Sim::with(|sim| {
         sim.specs = (0..10_000)
-            .map(|n| super::world::spec(&format!("r{n}")))
+            .map(|n| super::make::spec(&format!("r{n}")))
             .collect();
     })
     .await;
@@ -128,7 +129,7 @@ async fn ten_thousand_robots_with_open_missions_are_up_in_time() {
 async fn commits_are_grouped() {
     let sim = Sim::with(|sim| {
         sim.specs = (0..1000)
-            .map(|n| super::world::spec(&format!("r{n}")))
+            .map(|n| super::make::spec(&format!("r{n}")))
             .collect();
     })
     .await;
@@ -190,7 +191,7 @@ async fn a_cancel_action_that_could_not_be_accepted_ends_what_was_not_sent_durab
     sim.disk(Disk::Hangs);
     sim.say("m0", MissionStatus::Succeeded).await;
     // m1's attempt is on its way to the disk, which is about to be full.
-    let cancel = sim.begin(super::world::cancel_action("r", "c1")).await;
+    let cancel = sim.begin(super::make::cancel_action("r", "c1")).await;
     sim.disk(Disk::Full);
     sleep(Duration::from_secs(1)).await;
     assert!(is_unreachable(&cancel.await.unwrap()));
@@ -206,7 +207,7 @@ async fn a_cancel_action_that_could_not_be_accepted_still_cancels_durably() {
     sim.link("r", true).await;
     sim.dispatch("m1").await.unwrap();
     sim.disk(Disk::Full);
-    let command = super::world::cancel_action("r", "c1");
+    let command = super::make::cancel_action("r", "c1");
     assert!(is_unreachable(&sim.ask(command).await));
     assert_eq!(sim.robots.cancelled("r"), ["m1"]);
     sim.disk(Disk::Well);

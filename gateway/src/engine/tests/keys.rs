@@ -1,6 +1,7 @@
 //! Who asked for what before.
 
-use super::world::{CALLER, Sim, cancel_action, mission, stop};
+use super::make::{cancel_action, mission, stop};
+use super::world::{CALLER, Sim};
 use crate::{
     engine::{Dispatched, Refusal},
     journal::Retention,

@@ -7,6 +7,7 @@ mod deadlines;
 mod durability;
 mod fake;
 mod keys;
+mod make;
 mod recovery;
 mod registry;
 mod reports;

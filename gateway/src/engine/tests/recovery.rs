@@ -1,6 +1,7 @@
 //! After a crash, or a hand-over that nobody knows the end of.
 
-use super::world::{Disk, Sim, mission, report};
+use super::make::{mission, report};
+use super::world::{Disk, Sim};
 use crate::engine::Refusal;
 use portarium_protocols::{
     adapter::{DispatchError, Handover, Reconciled, SignalError},
@@ -185,7 +186,7 @@ async fn a_crash_before_the_attempt_is_durable_sends_it_once() {
 async fn a_busy_robot_without_a_queue_refuses_and_one_with_a_full_queue_does_too() {
     let sim = Sim::with(|sim| {
         sim.specs[0].queue = 0;
-        let mut other = super::world::spec("q");
+        let mut other = super::make::spec("q");
         other.queue = 2;
         sim.specs.push(other);
     })

@@ -1,6 +1,7 @@
 //! Robots that come, go and move.
 
-use super::world::{Sim, mission, spec};
+use super::make::{mission, spec};
+use super::world::Sim;
 use crate::engine::{Refusal, RegistryError};
 use portarium_protocols::{adapter::Reconciled, ids::RobotId, mission::MissionStatus};
 use std::time::Duration;
@@ -82,7 +83,7 @@ async fn a_robot_whose_missions_are_open_comes_back_by_a_reload() {
     // Others come and go meanwhile.
     sim.specs.push(spec("p"));
     sim.reload().await.unwrap();
-    let known = super::world::report("m1", MissionStatus::Succeeded);
+    let known = super::make::report("m1", MissionStatus::Succeeded);
     let known = (Duration::ZERO, Ok(Reconciled::Known(known)));
     sim.robots.script("r", |s| s.reconcile.push_back(known));
     sim.specs.push(spec("r"));

@@ -1,6 +1,7 @@
 //! The robots' words.
 
-use super::world::{Disk, Sim, idle, manual, mission, report};
+use super::make::{manual, mission, report};
+use super::world::{Disk, Sim, idle};
 use crate::engine::Refusal;
 use portarium_protocols::{
     adapter::{DispatchError, Handover, Report},

@@ -2,7 +2,8 @@
 
 use super::{
     fake::{Got, Script},
-    world::{CALLER, Disk, Sim, cancel_action, idle, mission, report, spec, stop},
+    make::{cancel_action, mission, report, spec, stop},
+    world::{CALLER, Disk, Sim, idle},
 };
 use fastrand::Rng;
 use portarium_protocols::{

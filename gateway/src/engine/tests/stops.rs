@@ -2,7 +2,8 @@
 
 use super::{
     fake::Got,
-    world::{Disk, Sim, idle, mission, stop},
+    make::{mission, stop},
+    world::{Disk, Sim, idle},
 };
 use crate::engine::{OperatorError, Refusal};
 use portarium_protocols::{
