@@ -256,3 +256,16 @@ async fn a_hand_over_of_unknown_end_is_asked_for_at_once_and_after_the_links_ret
     assert_eq!(sim.status("m1").await, "Executing");
     assert_eq!(sim.robots.dispatched("r"), ["m1"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_sent_stays_in_front_of_what_waits() {
+    let sim = sim(false).await;
+    sim.robots
+        .script("r", |s| s.dispatch.push_back((NOW, unreachable())));
+    sim.dispatch("m1").await.unwrap();
+    sim.dispatch("m2").await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1"]);
+    sim.say("m1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1", "m2"]);
+}
