@@ -114,7 +114,8 @@ pub enum LogFormat {
 /// `[mqtt.NAME]`: a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerConfig {
-    /// `address`, HOST:PORT. The broker's certificate must carry that host name. Required.
+    /// `address`, HOST:PORT. Required. Who answers there is told by its SPIFFE ID (`peers`), not
+    /// by a host name.
     pub address: HostPort,
     /// `peers`: who the broker may be. Required but in development, where nobody is asked.
     pub peers: PeerPolicy,
@@ -172,7 +173,8 @@ pub enum AdapterConfig {
     },
     /// As a server of the contract.
     Grpc {
-        /// `address`, HOST:PORT. The robot's certificate must carry that host name. Required.
+        /// `address`, HOST:PORT. Required. Who answers there is told by its SPIFFE ID (`peers`), not
+        /// by a host name.
         address: Target,
         /// `peers`: who the robot may be. Required but in development, where nobody is asked.
         peers: PeerPolicy,
