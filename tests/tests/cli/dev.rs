@@ -39,9 +39,10 @@ async fn dev_tells_commands_that_work_and_ends_promptly_on_ctrl_c() {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     assert_eq!(exports.len(), 3, "{banner}");
-    let shown = banner
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("portarium-gateway "));
+    let shown = banner.lines().filter_map(|line| {
+        let (program, words) = line.trim().split_once(' ')?;
+        program.ends_with("portarium-gateway").then_some(words)
+    });
     let mut tried = 0;
     for words in shown.filter(|line| line.contains("--hint") && !line.contains("watch")) {
         let words: Vec<_> = words.split(' ').collect();
