@@ -19,6 +19,9 @@ pub trait Adapter: Send + Sync + 'static {
     /// Hands a mission to its robot, once. The adapter never sends it again by itself: no
     /// retransmission after a reconnect, no retry. `expires_in` is the time left until the
     /// mission is stale; a protocol that can make a message expire does.
+    ///
+    /// The first poll puts it in line on the robot's connection, before any await: what is called
+    /// after that poll goes behind it. It is made under the engine's lock of the robot.
     async fn dispatch(
         &self,
         command: Arc<Command>,

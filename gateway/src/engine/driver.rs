@@ -220,15 +220,12 @@ impl RobotState {
         open.offered = true;
         self.dispatching = true;
         active.word_by = open.deliver_by;
-        calls.push(
-            dispatch(
-                adapter,
-                id.clone(),
-                open.mission.command.clone(),
-                expires_in,
-            )
-            .boxed(),
-        );
+        calls.push(dispatch(
+            adapter,
+            id.clone(),
+            open.mission.command.clone(),
+            expires_in,
+        ));
     }
 
     fn handed_over(
@@ -325,12 +322,23 @@ impl RobotState {
     }
 }
 
-pub(super) async fn dispatch(
+/// Hands a mission to its adapter, here and now: the first poll puts it in line on the robot's
+/// connection while the robot's lock is held. A stop or a cancel that takes the lock next finds it
+/// handed over and goes behind it; polled later, the mission could go behind both copies of the
+/// stop, and move a robot that was to stand.
+pub(super) fn dispatch(
     adapter: Arc<dyn Adapter>,
     id: MissionId,
     command: Arc<Command>,
     expires_in: Duration,
-) -> Done {
-    let result = adapter.dispatch(command, expires_in).await;
-    Done::Dispatched(id, result)
+) -> BoxFuture<'static, Done> {
+    let mut call = async move {
+        let result = adapter.dispatch(command, expires_in).await;
+        Done::Dispatched(id, result)
+    }
+    .boxed();
+    match (&mut call).now_or_never() {
+        Some(done) => future::ready(done).boxed(),
+        None => call,
+    }
 }

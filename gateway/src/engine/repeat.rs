@@ -9,7 +9,6 @@ use super::{
     transition::Word,
 };
 use crate::journal::Record;
-use futures::FutureExt as _;
 use portarium_protocols::{
     adapter::{DispatchError, Handover},
     ids::MissionId,
@@ -54,7 +53,12 @@ impl RobotState {
         self.dispatching = true;
         // If this one brings no answer either, the next question takes its time.
         self.retry_at = Some(Instant::now() + RETRY);
-        calls.push(dispatch(adapter, id.clone(), open.mission.command.clone(), life).boxed());
+        calls.push(dispatch(
+            adapter,
+            id.clone(),
+            open.mission.command.clone(),
+            life,
+        ));
     }
 
     /// What came of a repeat. Unlike a first attempt it proves nothing by not getting through.

@@ -319,3 +319,15 @@ async fn a_release_does_not_undo_a_hold_of_the_same_moment() {
         sim.crash().await;
     }
 }
+
+#[tokio::test]
+async fn a_mission_is_in_line_with_its_adapter_before_its_robots_lock_is_let_go() {
+    let robots = super::fake::Robots::new();
+    let adapter = robots.adapter(&tokio_util::sync::CancellationToken::new());
+    let command = std::sync::Arc::new(super::make::mission("r", "m"));
+    let within = std::time::Duration::from_secs(1);
+    let id = command.mission_id.clone();
+    let _call = crate::engine::driver::dispatch(adapter, id, command, within);
+    // Nobody has polled the call yet: a stop that comes now goes behind the mission.
+    assert_eq!(robots.dispatched("r"), ["m"]);
+}
