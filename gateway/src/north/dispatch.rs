@@ -103,20 +103,18 @@ impl Service {
     ) -> pb::DispatchMissionResponse {
         let at = SystemTime::now();
         let caller = Arc::from(principal.caller().as_str());
-        let result = self.engine.stop(caller, command.clone()).await;
         let about = About::command(&command);
-        match result {
+        let permitted = self.gate.permitted(principal, METHOD, about);
+        match self.engine.stop(caller, command.clone()).await {
             Ok(stopped) => {
                 let response = echo.stopped(&command, &stopped, at);
-                self.gate
-                    .allowed(principal, METHOD, about, "DISPATCHED", &response.message);
+                permitted.allowed("DISPATCHED", &response.message);
                 response
             }
             Err(refusal) => {
                 let outcome = reject_reason(&refusal);
                 let response = echo.refused(refusal);
-                self.gate
-                    .refused(principal, METHOD, about, outcome, &response.message);
+                permitted.refused(outcome, &response.message);
                 response
             }
         }
@@ -130,6 +128,9 @@ impl Service {
     ) -> Result<pb::DispatchMissionResponse, Status> {
         let caller = Arc::from(principal.caller().as_str());
         let asked = Arc::new(command);
+        let permitted = self
+            .gate
+            .permitted(principal, METHOD, About::command(&asked));
         let result = match (self.wrong_fleet(&asked), self.waiting.try_acquire()) {
             (Some(refusal), _) => Err(refusal),
             (None, Err(_)) => Err(Refusal::Unreachable {
@@ -145,19 +146,16 @@ impl Service {
                 })?
             }
         };
-        let about = About::command(&asked);
         Ok(match result {
             Ok(dispatched) => {
                 let response = echo.dispatched(&dispatched);
-                self.gate
-                    .allowed(principal, METHOD, about, "DISPATCHED", &response.message);
+                permitted.allowed("DISPATCHED", &response.message);
                 response
             }
             Err(refusal) => {
                 let outcome = reject_reason(&refusal);
                 let response = echo.refused(refusal);
-                self.gate
-                    .refused(principal, METHOD, about, outcome, &response.message);
+                permitted.refused(outcome, &response.message);
                 response
             }
         })

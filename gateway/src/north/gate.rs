@@ -134,17 +134,6 @@ impl Gate {
         self.policy.load().may_see(principal, method, robot)
     }
 
-    pub(super) fn allowed(
-        &self,
-        principal: &Principal,
-        method: Method,
-        about: About<'_>,
-        outcome: &str,
-        reason: &str,
-    ) {
-        self.record(Decision::Allowed, principal, method, about, outcome, reason);
-    }
-
     pub(super) fn refused(
         &self,
         principal: &Principal,
@@ -154,6 +143,22 @@ impl Gate {
         reason: &str,
     ) {
         self.record(Decision::Refused, principal, method, about, outcome, reason);
+    }
+
+    /// A call that may go on; what came of it is to be told to the answer.
+    pub(super) fn permitted<'a>(
+        &'a self,
+        principal: &'a Principal,
+        method: Method,
+        about: About<'a>,
+    ) -> Permitted<'a> {
+        Permitted {
+            gate: self,
+            principal,
+            method,
+            about,
+            told: false,
+        }
     }
 
     fn record(
@@ -179,5 +184,52 @@ impl Gate {
                 ..Entry::new(decision, method.as_str())
             },
         );
+    }
+}
+
+/// A call that was let through and is under way. Its future is dropped when its caller resets the
+/// stream, while what was asked goes on: that is written down then, so that nobody can act without
+/// a line by not waiting for the answer.
+pub(super) struct Permitted<'a> {
+    gate: &'a Gate,
+    principal: &'a Principal,
+    method: Method,
+    about: About<'a>,
+    told: bool,
+}
+
+impl Permitted<'_> {
+    pub(super) fn allowed(self, outcome: &str, reason: &str) {
+        self.tell(Decision::Allowed, outcome, reason);
+    }
+
+    pub(super) fn refused(self, outcome: &str, reason: &str) {
+        self.tell(Decision::Refused, outcome, reason);
+    }
+
+    fn tell(mut self, decision: Decision, outcome: &str, reason: &str) {
+        self.told = true;
+        self.record(decision, outcome, reason);
+    }
+
+    fn record(&self, decision: Decision, outcome: &str, reason: &str) {
+        let Self { gate, about, .. } = self;
+        gate.record(
+            decision,
+            self.principal,
+            self.method,
+            *about,
+            outcome,
+            reason,
+        );
+    }
+}
+
+impl Drop for Permitted<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            let reason = "the call ended before its outcome was known: its caller went away, or the journal did not answer";
+            self.record(Decision::Allowed, "not known", reason);
+        }
     }
 }

@@ -34,9 +34,10 @@ impl Service {
             });
         };
         self.permit(&principal, method, &command)?;
+        let about = About::command(&command);
+        let permitted = self.gate.permitted(&principal, method, about);
         let result = within(self.engine.cancel(&id, &reason(&request.reason))).await?;
         let outcome = result.map_err(|e| journal(&e))?;
-        let about = About::command(&command);
         let response = match outcome {
             Cancelled::Now(at) => pb::CancelMissionResponse {
                 accepted: true,
@@ -62,8 +63,7 @@ impl Service {
         } else {
             "nothing to cancel"
         };
-        self.gate
-            .allowed(&principal, method, about, outcome, &response.message);
+        permitted.allowed(outcome, &response.message);
         Ok(response)
     }
 
@@ -121,10 +121,13 @@ impl Service {
         let method = Method::ResolveMission;
         let principal = self.gate.enter(&request, method)?;
         let request = request.into_inner();
-        let status: MissionStatus = request
-            .status
-            .parse()
-            .map_err(|_| Status::invalid_argument("status: Succeeded, Failed or Cancelled"))?;
+        let status: MissionStatus = request.status.parse().map_err(|_| {
+            let reason = "status: Succeeded, Failed or Cancelled";
+            let about = About::mission(&request.mission_id);
+            self.gate
+                .refused(&principal, method, about, "INVALID_ARGUMENT", reason);
+            Status::invalid_argument(reason)
+        })?;
         let note = reason(&request.note);
         let (accepted, message) = self
             .operate(&principal, method, &request.mission_id, |id| async move {
@@ -154,16 +157,16 @@ impl Service {
         };
         self.permit(principal, method, &command)?;
         let about = About::command(&command);
+        let permitted = self.gate.permitted(principal, method, about);
         match within(say(id)).await? {
             Ok(()) => {
-                self.gate.allowed(principal, method, about, "accepted", "");
+                permitted.allowed("accepted", "");
                 Ok((true, String::new()))
             }
             Err(OperatorError::Journal(error)) => Err(journal(&error)),
             Err(error) => {
                 let message = error.to_string();
-                self.gate
-                    .refused(principal, method, about, "InvalidState", &message);
+                permitted.refused("InvalidState", &message);
                 Ok((false, message))
             }
         }

@@ -9,6 +9,8 @@ mod dispatch;
 mod gate;
 mod missions;
 mod robots;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use gate::Gate;

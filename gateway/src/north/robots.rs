@@ -106,16 +106,16 @@ impl Service {
         let about = About::robot(id.as_str());
         self.gate
             .command(principal, method, robot_ref(&view), None, about)?;
+        let permitted = self.gate.permitted(principal, method, about);
         match within(set(id.clone())).await? {
             Ok(()) => {
-                self.gate.allowed(principal, method, about, "accepted", why);
+                permitted.allowed("accepted", why);
                 self.view(id.as_str()).map(message)
             }
             Err(OperatorError::Journal(error)) => Err(journal(&error)),
             Err(error) => {
                 let reason = error.to_string();
-                self.gate
-                    .refused(principal, method, about, "InvalidState", &reason);
+                permitted.refused("InvalidState", &reason);
                 Err(Status::failed_precondition(reason))
             }
         }

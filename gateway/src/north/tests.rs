@@ -1,0 +1,216 @@
+//! What callers can do to the service by how they call, on a journal whose disk hangs.
+#![allow(clippy::unwrap_used, clippy::panic)]
+use super::*;
+use crate::{
+    engine::{EngineObserver, Limits, RobotSpec, SystemClock, World},
+    journal::{Journal, Opened, Retention, Writer},
+    policy::{Actions, Method, Rule, Selection},
+};
+use futures::poll;
+use portarium_identity::{Peer, SpiffeId};
+use portarium_protocols::{
+    adapter::{
+        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
+    },
+    ids::RobotId,
+    mission::{Command, MissionStatus},
+};
+use std::{path::PathBuf, pin::pin, time::SystemTime};
+use tokio::sync::mpsc;
+
+/// A robot that is there and obeys.
+struct Obedient;
+
+#[tonic::async_trait]
+impl Adapter for Obedient {
+    async fn dispatch(&self, _: Arc<Command>, _: Duration) -> Result<Handover, DispatchError> {
+        Ok(Handover::Accepted)
+    }
+    async fn cancel(&self, _: Arc<Cancel>) -> Result<(), SignalError> {
+        Ok(())
+    }
+    async fn stop(&self, _: Arc<Command>) -> Result<StopAnswer, SignalError> {
+        Ok(StopAnswer::Accepted)
+    }
+    async fn reconcile(&self, _: Arc<Command>) -> Result<Reconciled, SignalError> {
+        Ok(Reconciled::CannotAsk)
+    }
+    fn settle(&self, _: &Command) {}
+    fn link(&self, _: &RobotId) -> Link {
+        Link::Up
+    }
+}
+
+struct Deaf;
+
+impl ServiceObserver for Deaf {
+    fn dispatched(&self, _: pb::DispatchStatus, _: Duration) {}
+}
+
+impl EngineObserver for Deaf {
+    fn entered(&self, _: &'static str, _: Option<MissionStatus>, _: MissionStatus) {}
+    fn recovered(&self, _: &'static str, _: MissionStatus) {}
+    fn forgotten(&self, _: &'static str, _: MissionStatus) {}
+    fn outcome_unknown(&self, _: bool) {}
+    fn stop_sent(&self, _: Duration) {}
+    fn committed(&self, _: Duration, _: usize) {}
+}
+
+/// A service whose journal's writer does not run: nothing is ever committed.
+struct Stalled {
+    service: Service,
+    audit: Audit,
+    audit_path: PathBuf,
+    _writer: Writer,
+    _updates: mpsc::Sender<Update>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stalled {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let retention = Retention {
+            keep_for: Duration::from_secs(60),
+            at_most: 10,
+        };
+        let Opened {
+            journal,
+            writer,
+            loaded,
+        } = Journal::open(&dir.path().join("journal.sqlite"), retention).unwrap();
+        let world = World {
+            clock: Arc::new(SystemClock),
+            observer: Arc::new(Deaf),
+            limits: Limits {
+                open_missions: 10_000,
+            },
+        };
+        let robot = RobotSpec {
+            id: "r".parse().unwrap(),
+            fleet: None,
+            adapter_name: "test",
+            address: "r".into(),
+            actions: ["go".to_owned()].into(),
+            idempotent: true,
+            deliver_within: Duration::from_secs(60),
+            queue: 10_000,
+            adapter: Some(Arc::new(Obedient)),
+        };
+        let (updates, received) = mpsc::channel(16);
+        let engine = Engine::start(world, journal, loaded, vec![robot], received).unwrap();
+        while engine.unreconciled() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let rule = Rule {
+            peers: vec!["spiffe://a.b/caller".parse().unwrap()],
+            methods: Method::ALL.into_iter().collect(),
+            robots: Selection::All,
+            fleets: Selection::All,
+            actions: Actions::All,
+        };
+        let policy = Arc::new(ArcSwap::from_pointee(Policy::new(vec![rule])));
+        let audit_path = dir.path().join("audit.jsonl");
+        let audit = Audit::open(&audit_path).unwrap();
+        let closing = CancellationToken::new();
+        let service = Service::new(engine, policy, audit.clone(), None, Arc::new(Deaf), closing);
+        Self {
+            service,
+            audit,
+            audit_path,
+            _writer: writer,
+            _updates: updates,
+            _dir: dir,
+        }
+    }
+
+    fn audited(&self) -> Vec<serde_json::Value> {
+        assert!(self.audit.close(Duration::from_secs(5)));
+        let text = std::fs::read_to_string(&self.audit_path).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+fn from_caller<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let now = SystemTime::now();
+    request.extensions_mut().insert(Peer {
+        spiffe_id: SpiffeId::new("spiffe://a.b/caller").unwrap(),
+        serial: "01".into(),
+        not_after: now,
+        own_generation: 1,
+        own_not_after: now,
+    });
+    request
+}
+
+fn mission(id: &str) -> pb::DispatchMissionRequest {
+    pb::DispatchMissionRequest {
+        mission_id: id.into(),
+        plan_effect_idempotency_key: format!("plan-{id}"),
+        idempotency_key: format!("key-{id}"),
+        robot_id: "r".into(),
+        action_type: "robot:execute_action".into(),
+        action_name: "go".into(),
+        supports_preemption: true,
+        requested_at: "2026-01-02T03:04:05Z".into(),
+        completion_mode: "Auto".into(),
+        ..Default::default()
+    }
+}
+
+fn stop(id: &str) -> pb::DispatchMissionRequest {
+    pb::DispatchMissionRequest {
+        mission_id: id.into(),
+        robot_id: "r".into(),
+        action_type: "robot:stop".into(),
+        action_name: "stop".into(),
+        bypass_tier_evaluation: true,
+        requested_at: "2026-01-02T03:04:05Z".into(),
+        completion_mode: "Auto".into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_wait_for_the_answer_is_audited_all_the_same() {
+    let stalled = Stalled::new().await;
+    let service = &stalled.service;
+    for message in [mission("m-1"), stop("s-1")] {
+        let mut call = pin!(service.dispatch(from_caller(message)));
+        let polled = poll!(&mut call);
+        assert!(polled.is_pending(), "{polled:?}");
+    }
+    let cancel = pb::CancelMissionRequest {
+        mission_id: "m-1".into(),
+        ..Default::default()
+    };
+    assert!(poll!(pin!(service.cancel(from_caller(cancel)))).is_pending());
+    let hold = pb::HoldRobotRequest {
+        robot_id: "r".into(),
+        reason: String::new(),
+    };
+    assert!(poll!(pin!(service.hold(from_caller(hold)))).is_pending());
+    let lines = stalled.audited();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let of = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            (of("decision"), of("method"), of("mission_id"), of("serial"))
+        })
+        .collect();
+    let allowed = |method: &str, mission: &str| {
+        let texts = ["allowed", method, mission, "01"].map(str::to_owned);
+        <(String, String, String, String)>::from(texts)
+    };
+    assert_eq!(
+        told,
+        [
+            allowed("DispatchMission", "m-1"),
+            allowed("DispatchMission", "s-1"),
+            allowed("CancelMission", "m-1"),
+            allowed("HoldRobot", ""),
+        ]
+    );
+}
