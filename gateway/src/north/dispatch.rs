@@ -131,7 +131,7 @@ impl Service {
         let permitted = self
             .gate
             .permitted(principal, METHOD, About::command(&asked));
-        let result = match (self.wrong_fleet(&asked), self.waiting.try_acquire()) {
+        let result = match (self.wrong_fleet(&asked), self.dispatches.try_acquire()) {
             (Some(refusal), _) => Err(refusal),
             (None, Err(_)) => Err(Refusal::Unreachable {
                 message: "too many calls wait for the journal".into(),

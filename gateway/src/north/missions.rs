@@ -23,9 +23,10 @@ impl Service {
         let method = Method::CancelMission;
         let principal = self.gate.enter(&request, method)?;
         let request = request.into_inner();
+        let about = About::mission(&request.mission_id);
+        let _place = self.place(&self.cancels, &principal, method, about)?;
         let Some((id, command)) = self.find(&request.mission_id).await? else {
             let message = unknown(&request.mission_id);
-            let about = About::mission(&request.mission_id);
             self.gate
                 .refused(&principal, method, about, "not known", &message);
             return Ok(pb::CancelMissionResponse {
@@ -76,6 +77,8 @@ impl Service {
         let request = request.into_inner();
         let not_found = || Status::not_found(unknown(&request.mission_id));
         let id: MissionId = request.mission_id.parse().map_err(|_| not_found())?;
+        let about = About::mission(&request.mission_id);
+        let _place = self.place(&self.others, &principal, method, about)?;
         let view = within(self.engine.status(&id))
             .await?
             .map_err(|e| journal(&e))?;
@@ -148,9 +151,10 @@ impl Service {
     where
         F: Future<Output = Result<(), OperatorError>>,
     {
+        let about = About::mission(mission_id);
+        let _place = self.place(&self.others, principal, method, about)?;
         let Some((id, command)) = self.find(mission_id).await? else {
             let message = unknown(mission_id);
-            let about = About::mission(mission_id);
             self.gate
                 .refused(principal, method, about, "not known", &message);
             return Ok((false, message));

@@ -13,26 +13,43 @@ mod robots;
 mod tests;
 mod watch;
 
-use gate::Gate;
+use gate::{About, Gate};
 pub use watch::POSITION;
 
-use crate::{audit::Audit, config::Development, engine::Engine, policy::Policy};
+use crate::{
+    audit::Audit,
+    config::Development,
+    engine::Engine,
+    policy::{Method, Policy, Principal},
+};
 use arc_swap::ArcSwap;
 use portarium_protocols::grpc::{
     convert::MAX_REQUEST_BYTES,
     pb::{self, mission_service_server::MissionServiceServer},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes};
 
-/// Calls of all connections that may wait for the journal at a time. With the watches below it
-/// stays under the streams of a single connection, so that a stop always finds one.
-const WAITING_CALLS: usize = 512;
+/// Dispatches of all connections that may wait for the journal at a time; ...
+const WAITING_DISPATCHES: usize = 512;
+
+/// ... cancels, which no dispatch shall keep out; ...
+const WAITING_CANCELS: usize = 256;
+
+/// ... and all other calls but stops, which wait for nothing.
+const WAITING_OTHERS: usize = 512;
 
 /// Watches open at a time.
 const WATCHES: usize = 256;
+
+/// Streams that one connection may have open: more than all of the above, so that a stop finds
+/// one whatever waits on its caller's only connection.
+pub const STREAMS: u32 = 2048;
+
+const _: () =
+    assert!(WAITING_DISPATCHES + WAITING_CANCELS + WAITING_OTHERS + WATCHES < STREAMS as usize);
 
 /// The longest that a call waits for the journal. The caller asks again with the same key and
 /// learns what came of it.
@@ -53,7 +70,9 @@ pub struct Service {
     engine: Engine,
     gate: Gate,
     observer: Arc<dyn ServiceObserver>,
-    waiting: Arc<Semaphore>,
+    dispatches: Arc<Semaphore>,
+    cancels: Arc<Semaphore>,
+    others: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     closing: CancellationToken,
 }
@@ -73,10 +92,28 @@ impl Service {
             engine,
             gate: Gate::new(policy, audit, development),
             observer,
-            waiting: Arc::new(Semaphore::new(WAITING_CALLS)),
+            dispatches: Arc::new(Semaphore::new(WAITING_DISPATCHES)),
+            cancels: Arc::new(Semaphore::new(WAITING_CANCELS)),
+            others: Arc::new(Semaphore::new(WAITING_OTHERS)),
             watches: Arc::new(Semaphore::new(WATCHES)),
             closing,
         }
+    }
+
+    /// A place among the calls that may wait for the journal.
+    fn place<'a>(
+        &self,
+        places: &'a Semaphore,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+    ) -> Result<SemaphorePermit<'a>, Status> {
+        places.try_acquire().map_err(|_| {
+            let reason = "too many calls wait for the journal; nothing was done, try again later";
+            self.gate
+                .refused(principal, method, about, "RESOURCE_EXHAUSTED", reason);
+            Status::resource_exhausted(reason)
+        })
     }
 
     /// Everything that the listener serves: the contract, health and reflection.

@@ -106,6 +106,7 @@ impl Service {
         let about = About::robot(id.as_str());
         self.gate
             .command(principal, method, robot_ref(&view), None, about)?;
+        let _place = self.place(&self.others, principal, method, about)?;
         let permitted = self.gate.permitted(principal, method, about);
         match within(set(id.clone())).await? {
             Ok(()) => {

@@ -6,7 +6,7 @@ use crate::{
     journal::{Journal, Opened, Retention, Writer},
     policy::{Actions, Method, Rule, Selection},
 };
-use futures::poll;
+use futures::{future::join_all, poll};
 use portarium_identity::{Peer, SpiffeId};
 use portarium_protocols::{
     adapter::{
@@ -213,4 +213,40 @@ async fn a_caller_that_does_not_wait_for_the_answer_is_audited_all_the_same() {
             allowed("HoldRobot", ""),
         ]
     );
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_the_disk_leave_a_stream_of_their_connection_to_a_stop() {
+    let stalled = Stalled::new().await;
+    let service = &stalled.service;
+    let many = STREAMS as usize;
+    let mut dispatches = join_all(
+        (0..many).map(|n| Box::pin(service.dispatch(from_caller(mission(&format!("m-{n}")))))),
+    );
+    let mut cancels = join_all((0..many).map(|_| {
+        Box::pin(service.cancel(from_caller(pb::CancelMissionRequest {
+            mission_id: "m-0".into(),
+            ..Default::default()
+        })))
+    }));
+    let mut releases = join_all((0..many).map(|_| {
+        Box::pin(service.release(from_caller(pb::ReleaseRobotRequest {
+            robot_id: "r".into(),
+            reason: String::new(),
+        })))
+    }));
+    assert!(poll!(&mut dispatches).is_pending());
+    assert!(poll!(&mut cancels).is_pending());
+    assert!(poll!(&mut releases).is_pending());
+    for places in [&service.dispatches, &service.cancels, &service.others] {
+        assert_eq!(places.available_permits(), 0);
+    }
+    let stopped = service.dispatch(from_caller(stop("s-1"))).await.unwrap();
+    assert_eq!(stopped.status(), pb::DispatchStatus::Dispatched);
+    let one_more = pb::CancelMissionRequest {
+        mission_id: "m-0".into(),
+        ..Default::default()
+    };
+    let shed = service.cancel(from_caller(one_more)).await.unwrap_err();
+    assert_eq!(shed.code(), tonic::Code::ResourceExhausted);
 }

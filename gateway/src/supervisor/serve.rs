@@ -11,7 +11,7 @@ use crate::{
     admin,
     engine::{Engine, Limits, SystemClock, World},
     journal::Opened,
-    north::{SERVICE, Service},
+    north::{SERVICE, STREAMS, Service},
 };
 use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -146,7 +146,10 @@ impl Gateway {
             listener,
             tls.clone(),
             routes,
-            ServerLimits::default(),
+            ServerLimits {
+                max_streams: STREAMS,
+                ..ServerLimits::default()
+            },
             connections.clone(),
             close.clone(),
         ));
