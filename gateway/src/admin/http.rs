@@ -6,15 +6,16 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Connections at a time; one more is closed at once.
+/// Connections at a time; for one more the oldest is cut. Turned away at the door, a kubelet
+/// would take whoever holds all places for a gateway that is dead, and end it.
 const MAX_CONNECTIONS: usize = 32;
 
 /// How long a request may take to arrive.
@@ -31,8 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown`; what is under way then is cut.
 pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
+    let mut open = VecDeque::with_capacity(MAX_CONNECTIONS);
     let accepting = async {
         loop {
             let stream = match listener.accept().await {
@@ -43,9 +44,6 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&free).try_acquire_owned() else {
-                continue;
-            };
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_LIMIT)
@@ -55,14 +53,20 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
                     TowerToHyperService::new(router.clone()),
                 );
             let ended = shutdown.clone().cancelled_owned();
-            connections.spawn(async move {
+            let task = connections.spawn(async move {
                 tokio::select! {
                     // How it ended matters to its client alone.
                     _ = timeout(CONNECTION_LIMIT, connection) => {}
                     () = ended => {}
                 }
-                drop(permit);
             });
+            open.retain(|connection: &AbortHandle| !connection.is_finished());
+            if open.len() == MAX_CONNECTIONS
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
+            }
+            open.push_back(task.abort_handle());
         }
     };
     tokio::select! {
