@@ -382,3 +382,17 @@ fn a_file_that_is_not_there_is_named() {
         "/no/such.toml: cannot be read: No such file or directory (os error 2)"
     );
 }
+
+#[test]
+fn the_key_does_not_come_over_tcp_because_the_environment_says_so() {
+    let text = with("endpoint_socket = \"unix:///run/agent.sock\"", "");
+    for socket in ["tcp://10.0.0.1:8081", "/run/agent.sock", "unix:agent.sock"] {
+        let line = refused(&text, &[("SPIFFE_ENDPOINT_SOCKET", socket)]);
+        assert_eq!(
+            line,
+            format!(
+                "environment variable SPIFFE_ENDPOINT_SOCKET: {socket:?} is no Unix socket, plainly written; set it like \"unix:///run/spire/sockets/agent.sock\""
+            )
+        );
+    }
+}

@@ -2,7 +2,10 @@
 
 use super::{
     Config, ConfigError, Development, EngineConfig, JournalConfig, LogConfig, LogFormat,
-    Reloadable, error::did_you_mean, peers, raw, robots, source::Source,
+    Reloadable,
+    error::{Place, did_you_mean},
+    peers, raw, robots,
+    source::Source,
 };
 use portarium_identity::SvidConfig;
 use std::{
@@ -14,6 +17,7 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 const STATE_FOLDER: &str = "/var/lib/portarium-gateway";
+const SOCKET_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Longer times are typing errors, and would overflow clocks.
@@ -163,13 +167,24 @@ fn identity(
             );
             return Err(source.error(key, problem));
         }
-        None if development.is_none()
-            && variable(environment, "SPIFFE_ENDPOINT_SOCKET").is_none() =>
-        {
-            let problem = "missing; write the Workload API's socket or set SPIFFE_ENDPOINT_SOCKET";
-            return Err(source.error(key, problem));
-        }
-        _ => {}
+        None if development.is_none() => match variable(environment, SOCKET_VARIABLE) {
+            None => {
+                let problem =
+                    "missing; write the Workload API's socket or set SPIFFE_ENDPOINT_SOCKET";
+                return Err(source.error(key, problem));
+            }
+            // SPIFFE allows tcp:// too, over which the key would come in plaintext.
+            Some(socket) if !socket.to_str().is_some_and(is_plain_socket) => {
+                return Err(ConfigError::Key {
+                    place: Place::Variable(SOCKET_VARIABLE.to_owned()),
+                    problem: format!(
+                        "{socket:?} is no Unix socket, plainly written; set it like \"unix:///run/spire/sockets/agent.sock\""
+                    ),
+                });
+            }
+            Some(_) => {}
+        },
+        Some(_) | None => {}
     }
     let hint = raw.hint.map(|raw::Text(text)| text);
     if hint.as_ref().is_some_and(String::is_empty) {
