@@ -53,8 +53,9 @@ pub fn run(file: PathBuf, config: Config) -> anyhow::Result<()> {
                 wanted: std::sync::Arc::default(),
             }),
         };
-        let gateway = Gateway::prepare(&file, config)?;
+        // First of all: a SIGHUP that comes while the journal is read would end the process.
         heed_signals(&orders)?;
+        let gateway = Gateway::prepare(&file, config)?;
         gateway.serve(orders).await
     });
     // What is left are reads that nobody waits for.
