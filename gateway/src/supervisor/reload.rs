@@ -31,7 +31,20 @@ impl Reloader {
         };
         loop {
             reload.wanted.notified().await;
-            let refused = self.reload(&reload.file).err();
+            let file = reload.file.clone();
+            // It reads a file and verifies every caller again: not on a thread that serves.
+            let reloaded = tokio::task::spawn_blocking(move || {
+                let refused = self.reload(&file).err();
+                (self, refused)
+            });
+            let refused;
+            (self, refused) = match reloaded.await {
+                Ok(reloaded) => reloaded,
+                Err(error) => {
+                    tracing::error!(%error, "the reload failed");
+                    return;
+                }
+            };
             self.audit.reloaded(SystemTime::now(), refused.as_deref());
             match refused {
                 Some(reason) => {
