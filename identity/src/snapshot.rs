@@ -8,6 +8,7 @@ use base64ct::{Base64, Encoding as _};
 use rustls::{
     RootCertStore,
     client::verify_server_cert_signed_by_trust_anchor,
+    crypto::aws_lc_rs::sign::any_supported_type,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime},
     server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::CertifiedKey,
@@ -219,11 +220,15 @@ fn certified_key(
     chain: Vec<CertificateDer<'static>>,
     pkcs8: &[u8],
 ) -> Result<Arc<CertifiedKey>, String> {
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.to_vec()));
-    // It also checks that the key belongs to the certificate.
-    CertifiedKey::from_der(chain, key, config::provider())
-        .map(Arc::new)
-        .map_err(|e| format!("the SVID's key is unusable: {e}"))
+    let unusable = |e: rustls::Error| format!("the SVID's key is unusable: {e}");
+    // Borrowed: rustls takes an owned key without clearing it from memory afterwards.
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
+    let key = any_supported_type(&key).map_err(unusable)?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        Ok(()) => Ok(Arc::new(certified)),
+        Err(error) => Err(unusable(error)),
+    }
 }
 
 fn certificate_pem(der: &[u8]) -> String {
