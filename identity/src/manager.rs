@@ -10,7 +10,7 @@ use std::{
     convert::Infallible,
     future::Future,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     runtime::Handle,
@@ -22,6 +22,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How often the state and the SVID's end are looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// What a wall clock is adjusted by at once, and leases leave room for.
+const JUMP: Duration = Duration::from_secs(1);
 /// How long a follower that ended is left down.
 const RESTART: Duration = Duration::from_millis(500);
 
@@ -95,7 +97,7 @@ impl SvidManager {
     }
 
     /// Level-triggered: the value changes with each new snapshot, and to `None` on withdrawal and
-    /// expiry.
+    /// expiry. It also counts as changed when the wall clock has jumped ahead of the leases'.
     pub fn snapshots(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
         self.shared().snapshot.subscribe()
     }
@@ -193,8 +195,15 @@ fn follower_ended(shared: &Shared, error: &JoinError) {
 }
 
 async fn look_after(shared: &Shared) {
+    let mut clocks = Clocks::read();
     loop {
         shared.expire();
+        if clocks.jumped() {
+            tracing::info!(
+                "the wall clock has jumped ahead, or the machine slept; peers are checked again"
+            );
+            shared.look_again();
+        }
         if let Some(report) = shared.due_report() {
             tracing::warn!("{report}");
         }
@@ -204,10 +213,46 @@ async fn look_after(shared: &Shared) {
     }
 }
 
+/// Both clocks at one moment. The one that leases go by stands still while a machine sleeps, and
+/// does not follow a wall clock that is set right: certificates may have ended meanwhile.
+struct Clocks {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            steady: Instant::now(),
+        }
+    }
+
+    /// Whether the wall clock is farther ahead of the other than it was last time.
+    fn jumped(&mut self) -> bool {
+        let now = Self::read();
+        let by_wall = now.wall.duration_since(self.wall).unwrap_or_default();
+        let ahead = by_wall.saturating_sub(now.steady - self.steady);
+        *self = now;
+        ahead > JUMP
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
+
+    #[tokio::test]
+    async fn a_wall_clock_that_jumped_ahead_is_noticed_once() {
+        let mut clocks = Clocks::read();
+        assert!(!clocks.jumped());
+        clocks.wall -= Duration::from_secs(60);
+        assert!(clocks.jumped());
+        assert!(!clocks.jumped());
+        clocks.wall += Duration::from_secs(60);
+        assert!(!clocks.jumped());
+    }
 
     #[tokio::test(start_paused = true)]
     #[allow(clippy::panic)]

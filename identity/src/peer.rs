@@ -25,6 +25,9 @@ pub struct Peer {
     pub own_generation: u64,
     /// The end of the SVID that we presented.
     pub own_not_after: SystemTime,
+    /// The same on the clock that is not stepped, as seen when the SVID arrived: a wall clock that
+    /// was stepped back since does not make it last longer.
+    pub own_deadline: Instant,
 }
 
 impl Peer {
@@ -33,6 +36,7 @@ impl Peer {
     pub fn lease(&self, now: SystemTime) -> Lease {
         let end = self.not_after.min(self.own_not_after);
         let left = end.duration_since(now).unwrap_or(Duration::ZERO);
+        let left = left.min(self.own_deadline.saturating_duration_since(Instant::now()));
         let length = left.saturating_sub(MARGIN.min(left.mul_f64(MARGIN_PART)));
         Lease::new(length, Instant::now(), fastrand::f64())
     }
@@ -76,6 +80,7 @@ mod tests {
             not_after: at(peer),
             own_generation: 1,
             own_not_after: at(own),
+            own_deadline: Instant::now() + Duration::from_secs(10_000),
         }
     }
 
@@ -103,6 +108,16 @@ mod tests {
         assert_eq!((lease.ends, lease.renew), (Instant::now(), Instant::now()));
         let lease = peer(300, 1_000).lease(at(400));
         assert_eq!(lease.ends, Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_stepped_back_makes_no_lease_longer_than_our_own_svid() {
+        let peer = Peer {
+            own_deadline: Instant::now() + Duration::from_secs(100),
+            ..peer(1_000, 1_000)
+        };
+        let lease = peer.lease(at(0));
+        assert_eq!(lease.ends - Instant::now(), Duration::from_secs(99));
     }
 
     #[tokio::test(start_paused = true)]

@@ -116,6 +116,11 @@ impl Shared {
         self.remove_if(|_| true);
     }
 
+    /// Has followers look at what is there again.
+    pub(crate) fn look_again(&self) {
+        self.snapshot.send_modify(|_| {});
+    }
+
     /// Takes the snapshot away once it has ended, so that followers hear of it.
     pub(crate) fn expire(&self) {
         let (wall, now) = (SystemTime::now(), Instant::now());

@@ -141,6 +141,7 @@ fn from_caller<T>(message: T) -> Request<T> {
         not_after: now,
         own_generation: 1,
         own_not_after: now,
+        own_deadline: tokio::time::Instant::now(),
     });
     request
 }
