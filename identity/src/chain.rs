@@ -29,8 +29,13 @@ pub enum PeerError {
     #[error("there is no trust bundle for the peer's trust domain {0}")]
     NoBundle(TrustDomain),
     /// The peer is who it says, and the policy does not admit it.
-    #[error("the policy does not admit {0}")]
-    NotAdmitted(SpiffeId),
+    #[error("the policy does not admit {peer}")]
+    NotAdmitted {
+        /// Who.
+        peer: SpiffeId,
+        /// The certificate's serial number, lower-case hex.
+        serial: String,
+    },
 }
 
 /// What a chain says of its leaf. Nothing of it is verified but its form.

@@ -88,7 +88,10 @@ fn admit(policy: &Policy, peer: &Leaf) -> Result<(), rustls::Error> {
     if policy.load().admits(&peer.spiffe_id) {
         Ok(())
     } else {
-        Err(peer_error(PeerError::NotAdmitted(peer.spiffe_id.clone())))
+        Err(peer_error(PeerError::NotAdmitted {
+            peer: peer.spiffe_id.clone(),
+            serial: peer.serial.clone(),
+        }))
     }
 }
 

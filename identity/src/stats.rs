@@ -71,7 +71,7 @@ impl Outcome {
         match error {
             rustls::Error::Other(other) => match other.0.downcast_ref::<PeerError>() {
                 Some(PeerError::NoIdentity) => Self::NoIdentity,
-                Some(PeerError::NotAdmitted(_)) => Self::NotAdmitted,
+                Some(PeerError::NotAdmitted { .. }) => Self::NotAdmitted,
                 _ => Self::Untrusted,
             },
             rustls::Error::InvalidCertificate(_) => Self::Untrusted,

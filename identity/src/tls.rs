@@ -45,11 +45,13 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Who the peer proved to be, where that is why the handshake failed.
-    pub fn not_admitted(&self) -> Option<&SpiffeId> {
+    /// Who the peer showed to be and by which serial number, where that is why the handshake
+    /// failed. Its authority has signed the certificate; that the peer holds its key is looked at
+    /// after the policy, and not shown.
+    pub fn not_admitted(&self) -> Option<(&SpiffeId, &str)> {
         match self {
             Self::Handshake(error) => match peer_error(error)? {
-                PeerError::NotAdmitted(peer) => Some(peer),
+                PeerError::NotAdmitted { peer, serial } => Some((peer, serial)),
                 _ => None,
             },
             _ => None,

@@ -151,14 +151,15 @@ impl Audit {
         &self,
         now: SystemTime,
         remote: SocketAddr,
-        shown: Option<&SpiffeId>,
+        shown: Option<(&SpiffeId, &str)>,
         reason: &str,
     ) {
         let Some(suppressed) = self.shared.admit_handshake(now) else {
             return;
         };
         let entry = Entry {
-            caller: shown.map(|id| id as _),
+            caller: shown.map(|(id, _)| id as _),
+            serial: shown.map_or("", |(_, serial)| serial),
             remote: Some(remote),
             reason,
             ..Entry::new(Decision::Refused, "handshake")

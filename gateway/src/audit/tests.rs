@@ -280,7 +280,7 @@ fn refused_handshakes_are_bounded_in_rate_and_the_next_one_tells_the_rest() {
     audit.handshake_refused(
         NOW + Duration::from_secs(1),
         remote,
-        Some(&id),
+        Some((&id, "1f")),
         "not admitted",
     );
     assert!(audit.close(LONG));
@@ -292,6 +292,7 @@ fn refused_handshakes_are_bounded_in_rate_and_the_next_one_tells_the_rest() {
     assert_eq!(last["method"], "handshake");
     assert_eq!(last["remote"], "192.0.2.1:5");
     assert_eq!(last["caller"], "spiffe://a.b/x");
+    assert_eq!(last["serial"], "1f");
     assert_eq!(last["reason"], "not admitted");
 }
 
