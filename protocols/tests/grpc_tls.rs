@@ -242,6 +242,33 @@ async fn a_peer_that_a_new_policy_does_not_admit_is_cut() {
 }
 
 #[tokio::test]
+async fn a_recheck_cuts_the_connection_before_the_last_one_too() {
+    let world = World::new(Duration::from_secs(10)).await;
+    let served = world.serve(Robot::new(true), GATEWAY).await;
+    let tls = world.gateway.client_tls(only(ROBOT), ALPN);
+    let connection = Connection::start(served.target.clone(), Some(tls), "test");
+    let first = connection.ready().await.unwrap();
+    let serial = first.peer().unwrap().serial.clone();
+    let mut client = MissionServiceClient::new(first);
+    let watch = client
+        .watch_missions(pb::WatchMissionsRequest::default())
+        .await
+        .unwrap();
+    drop(client);
+    until("the connection is renewed", || {
+        let channel = connection.channel().unwrap();
+        channel.peer().unwrap().serial != serial
+    })
+    .await;
+    world.authority.set_entries(vec![entry(ROBOT, "robot")]);
+    let mut snapshots = world.gateway.snapshots();
+    snapshots.wait_for(Option::is_none).await.unwrap();
+    connection.recheck();
+    let ended = timeout(Duration::from_millis(500), watch.into_inner().message()).await;
+    assert!(ended.expect("it is cut at once").is_err());
+}
+
+#[tokio::test]
 async fn silent_connections_do_not_keep_others_from_their_handshakes() {
     let world = World::new(Duration::from_secs(60)).await;
     let tls = world.robot.server_tls(only(GATEWAY), ALPN);

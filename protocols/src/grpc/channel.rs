@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use portarium_identity::{ClientTls, Lease, Peer};
 use rustls::pki_types::CertificateDer;
 use std::{
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -61,8 +61,30 @@ struct OtherEnd {
     scheme: Scheme,
     authority: Authority,
     peer: Option<Peer>,
-    chain: Vec<CertificateDer<'static>>,
+    chain: Arc<[CertificateDer<'static>]>,
     cut: Arc<Cut>,
+}
+
+/// A hold on a connection for as long as it is open, and on nothing beyond.
+#[derive(Debug)]
+pub(super) struct Hold {
+    chain: Arc<[CertificateDer<'static>]>,
+    cut: Weak<Cut>,
+}
+
+impl Hold {
+    pub(super) fn is_gone(&self) -> bool {
+        self.cut.strong_count() == 0
+    }
+
+    /// Cuts the connection, with whatever is on it, if its peer would not be accepted now.
+    pub(super) fn recheck(&self, tls: &ClientTls) {
+        if let Some(cut) = self.cut.upgrade()
+            && tls.recheck(&self.chain).is_err()
+        {
+            cut.cut();
+        }
+    }
 }
 
 impl Channel {
@@ -76,10 +98,11 @@ impl Channel {
         self.sender.is_closed()
     }
 
-    /// Cuts the connection, with whatever is on it, if its peer would not be accepted now.
-    pub(super) fn recheck(&self, tls: &ClientTls) {
-        if tls.recheck(&self.other_end.chain).is_err() {
-            self.other_end.cut.cut();
+    /// What outlives the last channel of a connection: its calls in flight.
+    pub(super) fn hold(&self) -> Hold {
+        Hold {
+            chain: self.other_end.chain.clone(),
+            cut: Arc::downgrade(&self.other_end.cut),
         }
     }
 }
@@ -182,7 +205,7 @@ pub(super) async fn open(
     let lease = peer.lease(SystemTime::now());
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain = chain.iter().cloned().map(CertificateDer::into_owned);
-    let authenticated = Some((peer, chain.collect()));
+    let authenticated = Some((peer, chain.collect::<Vec<_>>()));
     speak_http2(target, stream, keepalive, authenticated, lease).await
 }
 
@@ -230,7 +253,7 @@ where
         scheme,
         authority,
         peer,
-        chain: chain.unwrap_or_default(),
+        chain: chain.unwrap_or_default().into(),
         cut,
     });
     Ok(Live {

@@ -1,11 +1,14 @@
 //! A client connection that is kept up.
 
 use super::{
-    channel::{Channel, KEEPALIVE, Live, asks_for_calm, open, with_sources},
+    channel::{Channel, Hold, KEEPALIVE, Live, asks_for_calm, open, with_sources},
     target::Target,
 };
 use portarium_identity::ClientTls;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use thiserror::Error;
 use tokio::{
     sync::watch,
@@ -33,7 +36,28 @@ const RENEW_MIN: Duration = Duration::from_secs(1);
 pub struct Connection {
     state: watch::Receiver<Result<Channel, Down>>,
     tls: Option<ClientTls>,
+    open: Arc<Open>,
     _keeper: AbortOnDropHandle<()>,
+}
+
+/// The connections that are open: the current one, and those before it that have calls in flight.
+#[derive(Debug, Default)]
+struct Open(Mutex<Vec<Hold>>);
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, Vec<Hold>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, hold: Hold) {
+        let mut open = self.lock();
+        open.retain(|hold| !hold.is_gone());
+        open.push(hold);
+    }
+
+    fn recheck(&self, tls: &ClientTls) {
+        self.lock().iter().for_each(|hold| hold.recheck(tls));
+    }
 }
 
 /// Why there is no connection now.
@@ -56,9 +80,11 @@ impl Connection {
     /// Begins to connect, on the current runtime, and never waits. `name` is for the log.
     pub fn start(target: Target, tls: Option<ClientTls>, name: impl Into<String>) -> Self {
         let (publish, state) = watch::channel(Err(Down::because("not connected yet")));
+        let open = Arc::<Open>::default();
         let keeper = Keeper {
             target,
             tls: tls.clone(),
+            open: open.clone(),
             name: name.into(),
             publish,
             backoff: Backoff::new(),
@@ -67,6 +93,7 @@ impl Connection {
         Self {
             state,
             tls,
+            open,
             _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())),
         }
     }
@@ -82,11 +109,12 @@ impl Connection {
         self.state.clone()
     }
 
-    /// Cuts the connection, with whatever is on it, if its peer would not be accepted now: after a
-    /// bundle was removed, an authority was revoked or our own identity ended.
+    /// Cuts the connection, and those before it that still have calls in flight, if the peer would
+    /// not be accepted now: after a bundle was removed, an authority was revoked or our own
+    /// identity ended.
     pub fn recheck(&self) {
-        if let (Ok(channel), Some(tls)) = (self.channel(), &self.tls) {
-            channel.recheck(tls);
+        if let Some(tls) = &self.tls {
+            self.open.recheck(tls);
         }
     }
 
@@ -103,6 +131,7 @@ impl Connection {
 struct Keeper {
     target: Target,
     tls: Option<ClientTls>,
+    open: Arc<Open>,
     name: String,
     publish: watch::Sender<Result<Channel, Down>>,
     backoff: Backoff,
@@ -123,9 +152,10 @@ impl Keeper {
                     Ok(next) => {
                         due = next.lease.renew.max(Instant::now() + RENEW_MIN);
                         self.up(&next);
+                        self.open.add(next.channel.hold());
                         // A recheck during the handshake has not seen this connection.
                         if let Some(tls) = &self.tls {
-                            next.channel.recheck(tls);
+                            next.channel.hold().recheck(tls);
                         }
                         live = Some((next, Instant::now()));
                     }
@@ -247,6 +277,7 @@ mod tests {
         let mut keeper = Keeper {
             target,
             tls: None,
+            open: Arc::default(),
             name: "test".to_owned(),
             publish: watch::Sender::new(Err(Down::because("test"))),
             backoff: Backoff::new(),
