@@ -269,6 +269,28 @@ async fn a_recheck_cuts_the_connection_before_the_last_one_too() {
 }
 
 #[tokio::test]
+async fn one_caller_cannot_take_the_places_of_all_others() {
+    let world = World::new(Duration::from_secs(60)).await;
+    let both = PeerPolicy::new([GATEWAY, ROBOT].map(|id| id.parse().unwrap()));
+    let tls = world.robot.server_tls(both, ALPN);
+    let limits = ServerLimits {
+        max_per_peer: 2,
+        ..Default::default()
+    };
+    let served = Served::start_at("127.0.0.1:0", Robot::new(true), Some(tls), limits).await;
+    let greedy = world.gateway.client_tls(only(ROBOT), ALPN);
+    let _one = connect(&served.target, Some(&greedy)).await.unwrap();
+    let two = connect(&served.target, Some(&greedy)).await.unwrap();
+    assert!(connect(&served.target, Some(&greedy)).await.is_err());
+    let other = world.robot.client_tls(only(ROBOT), ALPN);
+    connect(&served.target, Some(&other)).await.unwrap();
+    assert_eq!(served.connections.stats().turned_away, 1);
+    drop(two);
+    until("a place is free", || served.connections.stats().open == 1).await;
+    connect(&served.target, Some(&greedy)).await.unwrap();
+}
+
+#[tokio::test]
 async fn silent_connections_do_not_keep_others_from_their_handshakes() {
     let world = World::new(Duration::from_secs(60)).await;
     let tls = world.robot.server_tls(only(GATEWAY), ALPN);

@@ -62,7 +62,7 @@ pub(super) struct Authenticated {
 pub struct ServerStats {
     /// TCP connections accepted.
     pub accepted: u64,
-    /// Closed at once, because `max_connections` were there.
+    /// Closed at once, because `max_connections` were there, or `max_per_peer` of its peer.
     pub turned_away: u64,
     /// Handshakes that succeeded (without TLS: connections).
     pub established: u64,
@@ -163,7 +163,32 @@ impl Connections {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn register(self: &Arc<Self>, peer: Option<Authenticated>) -> Registered {
+    /// A connection without a certificate.
+    pub(super) fn register(self: &Arc<Self>) -> Registered {
+        self.enter(&mut self.open(), None)
+    }
+
+    /// A connection of this peer, unless it has so many.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        peer: Authenticated,
+        at_most: usize,
+    ) -> Option<Registered> {
+        let mut open = self.open();
+        let peers = open.values().filter_map(|entry| entry.peer.as_ref());
+        let theirs = peers.filter(|other| other.peer.spiffe_id == peer.peer.spiffe_id);
+        if theirs.count() >= at_most {
+            self.count_turned_away();
+            return None;
+        }
+        Some(self.enter(&mut open, Some(peer)))
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        open: &mut HashMap<u64, Entry>,
+        peer: Option<Authenticated>,
+    ) -> Registered {
         let registered = Registered {
             connections: self.clone(),
             id: self.established.fetch_add(1, Ordering::Relaxed),
@@ -175,7 +200,7 @@ impl Connections {
             drain: registered.drain.clone(),
             cut: registered.cut.clone(),
         };
-        self.open().insert(registered.id, entry);
+        open.insert(registered.id, entry);
         registered
     }
 

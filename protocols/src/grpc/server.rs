@@ -40,6 +40,9 @@ const PREFACE_BYTES: usize = 24;
 pub struct ServerLimits {
     /// Connections at a time. One more is closed at once, so that its client learns it.
     pub max_connections: usize,
+    /// Connections of one SPIFFE ID at a time. One more is closed right after its handshake, so
+    /// that no caller takes all places and keeps the stops of the others out.
+    pub max_per_peer: usize,
     /// Connections at a time that have not finished their handshake. While there are as many,
     /// further ones wait in the kernel's queue: after a restart a whole fleet comes at once, and
     /// whoever is turned away then comes again and makes it worse.
@@ -60,6 +63,7 @@ impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             max_connections: 4096,
+            max_per_peer: 256,
             max_pending: 1024,
             max_handshakes: 64,
             max_streams: 1024,
@@ -94,6 +98,7 @@ pub async fn serve(
         tls,
         routes: routes.prepare(),
         http2: http2_builder(&limits),
+        max_per_peer: limits.max_per_peer,
         handshakes: Semaphore::new(limits.max_handshakes),
         connections,
         shutdown,
@@ -163,6 +168,7 @@ struct Server {
     tls: Option<ServerTls>,
     routes: Routes,
     http2: http2::Builder<TokioExecutor>,
+    max_per_peer: usize,
     handshakes: Semaphore,
     connections: Arc<Connections>,
     shutdown: CancellationToken,
@@ -182,7 +188,7 @@ impl Server {
         let Some(tls) = &self.tls else {
             drop(place);
             let ends = Lease::of(PLAINTEXT_LEASE).ends;
-            let registered = self.connections.register(None);
+            let registered = self.connections.register();
             return self.established(tcp, None, registered, ends).await;
         };
         let rechecks = self.connections.rechecks();
@@ -194,7 +200,12 @@ impl Server {
                     peer: Arc::new(peer),
                     chain: chain_of(&stream),
                 };
-                let registered = self.connections.register(Some(peer.clone()));
+                let Some(registered) = self.connections.admit(peer.clone(), self.max_per_peer)
+                else {
+                    let peer = &peer.peer.spiffe_id;
+                    tracing::warn!(%from, %peer, "closed: this caller has as many connections as one may have");
+                    return;
+                };
                 let stale = self.connections.rechecks() != rechecks;
                 if stale && let Err(error) = tls.recheck(&peer.chain) {
                     return self.failed(from, &error.into());
