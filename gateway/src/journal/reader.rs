@@ -8,9 +8,10 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::Mutex;
 
 /// What a journal holds when it is opened.
 #[derive(Debug, Default)]
@@ -67,6 +68,12 @@ impl Reader {
         Ok(Self {
             connection: Arc::new(Mutex::new(schema::open_reader(path)?)),
         })
+    }
+
+    /// Keeps all reads waiting, as a disk does that hangs.
+    #[cfg(test)]
+    pub(crate) async fn hang(&self) -> impl Drop + use<> {
+        self.connection.clone().lock_owned().await
     }
 
     /// Up to `limit` changes after a position, of all missions or of the one with this number.
@@ -138,13 +145,13 @@ impl Reader {
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, JournalError> {
-        let connection = self.connection.clone();
-        tokio::task::spawn_blocking(move || {
-            read(&connection.lock().unwrap_or_else(PoisonError::into_inner))
-        })
-        .await
-        .map_err(|_| JournalError::Closed)?
-        .map_err(JournalError::read)
+        // Whoever waits here takes no thread: on a disk that hangs, calls and watches would take
+        // all that there are for blocking work, also for cutting callers that were revoked.
+        let connection = self.connection.clone().lock_owned().await;
+        tokio::task::spawn_blocking(move || read(&connection))
+            .await
+            .map_err(|_| JournalError::Closed)?
+            .map_err(JournalError::read)
     }
 }
 

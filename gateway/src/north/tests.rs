@@ -251,3 +251,19 @@ async fn calls_that_wait_for_the_disk_leave_a_stream_of_their_connection_to_a_st
     let shed = service.cancel(from_caller(one_more)).await.unwrap_err();
     assert_eq!(shed.code(), tonic::Code::ResourceExhausted);
 }
+
+#[tokio::test]
+async fn reads_that_wait_for_one_that_hangs_take_no_threads() {
+    let stalled = Stalled::new().await;
+    let reader = stalled.service.engine.journal().reader();
+    let hanging = reader.hang().await;
+    let mut reads = join_all((0..1024).map(|_| Box::pin(reader.updates(0, None, 1))));
+    assert!(poll!(&mut reads).is_pending());
+    let other = tokio::task::spawn_blocking(|| ());
+    tokio::time::timeout(Duration::from_secs(5), other)
+        .await
+        .unwrap()
+        .unwrap();
+    drop(hanging);
+    assert!(reads.await.into_iter().all(|read| read.is_ok()));
+}

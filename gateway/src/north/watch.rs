@@ -126,6 +126,10 @@ impl Watcher {
                 self.after = newest;
                 return Ok(());
             }
+            // The number is the position of the mission's first state: what is before it need
+            // not be searched.
+            let first = self.mission.unwrap_or_default();
+            self.after = self.after.max(first.saturating_sub(1));
         }
         let reader = self.engine.journal().reader();
         let page = reader
