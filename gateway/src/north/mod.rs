@@ -41,8 +41,11 @@ const WAITING_CANCELS: usize = 256;
 /// ... and all other calls but stops, which wait for nothing.
 const WAITING_OTHERS: usize = 512;
 
-/// Watches open at a time.
+/// Watches open at a time, ...
 const WATCHES: usize = 256;
+
+/// ... and those of one caller: it shall not blind all others.
+const WATCHES_OF_ONE: usize = WATCHES / 2;
 
 /// Streams that one connection may have open: more than all of the above, so that a stop finds
 /// one whatever waits on its caller's only connection.
@@ -73,7 +76,7 @@ pub struct Service {
     dispatches: Arc<Semaphore>,
     cancels: Arc<Semaphore>,
     others: Arc<Semaphore>,
-    watches: Arc<Semaphore>,
+    watches: Arc<watch::Open>,
     closing: CancellationToken,
 }
 
@@ -95,7 +98,7 @@ impl Service {
             dispatches: Arc::new(Semaphore::new(WAITING_DISPATCHES)),
             cancels: Arc::new(Semaphore::new(WAITING_CANCELS)),
             others: Arc::new(Semaphore::new(WAITING_OTHERS)),
-            watches: Arc::new(Semaphore::new(WATCHES)),
+            watches: Arc::default(),
             closing,
         }
     }

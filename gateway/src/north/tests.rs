@@ -102,7 +102,7 @@ impl Stalled {
             tokio::task::yield_now().await;
         }
         let rule = Rule {
-            peers: vec!["spiffe://a.b/caller".parse().unwrap()],
+            peers: vec!["spiffe://a.b/*".parse().unwrap()],
             methods: Method::ALL.into_iter().collect(),
             robots: Selection::All,
             fleets: Selection::All,
@@ -133,10 +133,14 @@ impl Stalled {
 }
 
 fn from_caller<T>(message: T) -> Request<T> {
+    from("spiffe://a.b/caller", message)
+}
+
+fn from<T>(id: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let now = SystemTime::now();
     request.extensions_mut().insert(Peer {
-        spiffe_id: SpiffeId::new("spiffe://a.b/caller").unwrap(),
+        spiffe_id: SpiffeId::new(id).unwrap(),
         serial: "01".into(),
         not_after: now,
         own_generation: 1,
@@ -266,4 +270,28 @@ async fn reads_that_wait_for_one_that_hangs_take_no_threads() {
         .unwrap();
     drop(hanging);
     assert!(reads.await.into_iter().all(|read| read.is_ok()));
+}
+
+#[tokio::test]
+async fn one_caller_cannot_open_all_watches() {
+    let stalled = Stalled::new().await;
+    let service = &stalled.service;
+    let all = pb::WatchMissionsRequest::default;
+    let mut open: Vec<_> = (0..WATCHES_OF_ONE)
+        .map(|_| service.watch(from_caller(all())).unwrap())
+        .collect();
+    let code = |refused: Result<_, Status>| refused.err().map(|status| status.code());
+    assert_eq!(
+        code(service.watch(from_caller(all()))),
+        Some(tonic::Code::ResourceExhausted)
+    );
+    for _ in WATCHES_OF_ONE..WATCHES {
+        open.push(service.watch(from("spiffe://a.b/other", all())).unwrap());
+    }
+    assert_eq!(
+        code(service.watch(from("spiffe://a.b/third", all()))),
+        Some(tonic::Code::ResourceExhausted)
+    );
+    open.clear();
+    assert_eq!(code(service.watch(from_caller(all()))), None);
 }

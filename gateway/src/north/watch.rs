@@ -1,15 +1,23 @@
 //! The stream of mission updates.
 
-use super::{Service, gate::Gate, missions::journal};
+use super::{
+    Service, WATCHES, WATCHES_OF_ONE,
+    gate::{About, Gate},
+    missions::journal,
+};
 use crate::{
     engine::Engine,
     journal::Update,
-    policy::{Method, Principal, RobotRef},
+    policy::{Caller, Method, Principal, RobotRef},
 };
 use futures::{Stream, StreamExt as _, stream};
 use portarium_protocols::{grpc::pb, ids::FleetId};
-use std::{collections::VecDeque, pin::Pin};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
@@ -36,7 +44,48 @@ struct Watcher {
     page: VecDeque<Update>,
     closing: CancellationToken,
     over: bool,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
+}
+
+/// The watches that are open, by caller.
+#[derive(Default)]
+pub(super) struct Open(Mutex<HashMap<Caller, usize>>);
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Caller, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(self: &Arc<Self>, caller: Caller) -> Option<Place> {
+        let mut open = self.lock();
+        let theirs = open.get(&caller).copied().unwrap_or_default();
+        if theirs >= WATCHES_OF_ONE || open.values().sum::<usize>() >= WATCHES {
+            return None;
+        }
+        open.insert(caller.clone(), theirs + 1);
+        Some(Place {
+            open: self.clone(),
+            caller,
+        })
+    }
+}
+
+/// One watch's place; dropping it leaves.
+struct Place {
+    open: Arc<Open>,
+    caller: Caller,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.open.lock();
+        if let Some(theirs) = open.get_mut(&self.caller) {
+            *theirs -= 1;
+            if *theirs == 0 {
+                open.remove(&self.caller);
+            }
+        }
+    }
 }
 
 impl Service {
@@ -46,10 +95,13 @@ impl Service {
     ) -> Result<Response<Updates>, Status> {
         let principal = self.gate.enter(&request, Method::WatchMissions)?;
         let wanted = request.into_inner();
-        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(
-                "as many watches are open as the gateway takes; try again later",
-            )
+        let place = self.watches.enter(principal.caller()).ok_or_else(|| {
+            let reason = "as many watches are open as the gateway takes, of all callers or of this one; try again later";
+            let about = About::mission(&wanted.mission_id);
+            let method = Method::WatchMissions;
+            self.gate
+                .refused(&principal, method, about, "RESOURCE_EXHAUSTED", reason);
+            Status::resource_exhausted(reason)
         })?;
         let head = self.engine.journal().head();
         let newest = *head.borrow();
