@@ -62,20 +62,15 @@ impl Caller {
 
     /// Connected as the workload with this hint.
     pub async fn with(identities: &Identities, hint: &str, port: u16) -> Self {
-        let caller = Self::connecting(identities, hint, port).await;
-        soon("a connection to the gateway", caller.connection.ready())
-            .await
-            .unwrap();
-        caller
-    }
-
-    /// As [`Self::with`], without waiting for the connection.
-    pub async fn connecting(identities: &Identities, hint: &str, port: u16) -> Self {
         let manager = identities.manager(hint).await;
         let tls = manager.client_tls(only(hints::GATEWAY), ALPN);
         let target = format!("localhost:{port}").parse().unwrap();
+        let connection = Connection::start(target, Some(tls), "test");
+        soon("a connection to the gateway", connection.ready())
+            .await
+            .unwrap();
         Self {
-            connection: Connection::start(target, Some(tls), "test"),
+            connection,
             failed: AtomicU64::new(0),
             resent: AtomicU64::new(0),
         }

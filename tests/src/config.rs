@@ -41,14 +41,13 @@ impl Config {
     /// Listeners on free ports; identity, journal and audit in this folder; the control plane may
     /// send and follow missions, the operator everything.
     pub fn new(dir: &Path, identities: &Identities) -> Self {
-        let config = Self::bare(dir, identities);
+        let config = Self::allowing_nobody(dir, identities);
         config
-            .policy(&[&spiffe_id(hints::CONTROL_PLANE)], "")
-            .policy(&[&spiffe_id(hints::OPERATOR)], OPERATORS)
+            .policy(&spiffe_id(hints::CONTROL_PLANE), "")
+            .policy(&spiffe_id(hints::OPERATOR), OPERATORS)
     }
 
-    /// As [`Config::new`], with nobody allowed anything.
-    pub fn bare(dir: &Path, identities: &Identities) -> Self {
+    fn allowing_nobody(dir: &Path, identities: &Identities) -> Self {
         let ports = Ports::free();
         let Ports {
             grpc,
@@ -84,11 +83,11 @@ filter = "info"
         }
     }
 
-    fn policy(self, peers: &[&str], more_methods: &str) -> Self {
+    fn policy(self, peer: &str, more_methods: &str) -> Self {
         self.text(&format!(
             r#"
 [[policy]]
-peers = {peers:?}
+peers = ["{peer}"]
 methods = [{more_methods}"DispatchMission", "CancelMission", "GetMissionStatus", "WatchMissions", "ListRobots", "GetRobot"]
 robots = ["*"]
 fleets = ["*"]

@@ -1,6 +1,6 @@
 //! The shipped binary as a process.
 
-use crate::{Config, PATIENCE, Ports, Process, binary, until_within};
+use crate::{Config, PATIENCE, Ports, Process, binary};
 use rustix::process::Signal;
 use std::{
     fs,
@@ -83,28 +83,9 @@ impl GatewayProcess {
         self.process.wait(patience).await
     }
 
-    /// Replaces the configuration and has it read again by SIGHUP.
-    pub fn reload(&self, config: &Config) {
-        fs::write(config_file(&self.dir), config.render()).unwrap();
-        self.signal(Signal::HUP);
-    }
-
-    /// Waits until the log has this text.
-    pub async fn says(&self, text: &str) {
-        until_within(PATIENCE, &format!("{text:?} in the log"), async || {
-            self.output().contains(text)
-        })
-        .await;
-    }
-
     /// What it wrote to standard error and output, over all its starts.
     pub fn output(&self) -> String {
         self.process.output()
-    }
-
-    /// The process's number.
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
     }
 
     /// The journal's file.

@@ -6,7 +6,6 @@ use portarium_gateway::dev::robot::{
     mqtt::MqttRobots, mqtt::StatusTopics,
 };
 use std::{
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,22 +26,15 @@ pub struct House {
     pub broker: Mosquitto,
     /// The authority.
     pub identities: Identities,
-    /// What the gateway was started with.
-    pub config: Config,
     log_opened: Instant,
     mqtt: MqttRobots,
     grpc: GrpcRobots,
-    dir: TempDir,
+    _dir: TempDir,
 }
 
 impl House {
-    /// With further lines for both robots in the gateway's configuration.
-    pub async fn start(robot_lines: &str) -> Self {
-        Self::with(robot_lines, |_| {}).await
-    }
-
-    /// As [`House::start`], with robots made otherwise.
-    pub async fn with(robot_lines: &str, change: impl Fn(&mut RobotConfig)) -> Self {
+    /// Started and in reach.
+    pub async fn start() -> Self {
         crate::init();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
@@ -50,19 +42,15 @@ impl House {
         let broker = Mosquitto::start(path, &identities).await;
         let log_opened = Instant::now();
         let log = ExecutionLog::in_memory();
-        let robot = |id: &str| {
-            let mut robot = RobotConfig::new(id.parse().unwrap());
-            change(&mut robot);
-            robot
-        };
+        let robot = |id: &str| RobotConfig::new(id.parse().unwrap());
         let own = StatusTopics::Own;
         let mqtt = mqtt_robot(&identities, broker.port, own, robot("m"), &log).await;
         let grpc = grpc_robot(&identities, robot("g"), &log).await;
-        let lines = format!("redelivery = \"idempotent\"\n{robot_lines}");
+        let lines = "redelivery = \"idempotent\"";
         let config = Config::new(path, &identities)
             .broker("main", broker.port)
-            .mqtt_robot("m", &lines)
-            .grpc_robot("g", grpc.local_addr().port(), &lines);
+            .mqtt_robot("m", lines)
+            .grpc_robot("g", grpc.local_addr().port(), lines);
         let gateway = GatewayProcess::start(path, &config).await;
         let caller = Arc::new(Caller::control_plane(&identities, gateway.ports.grpc).await);
         caller.robots_reachable(&["m", "g"]).await;
@@ -73,17 +61,11 @@ impl House {
             log,
             broker,
             identities,
-            config,
             log_opened,
             mqtt,
             grpc,
-            dir,
+            _dir: dir,
         }
-    }
-
-    /// The folder of all of it.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// One of the robots, `m` or `g`.

@@ -21,9 +21,9 @@ pub mod hints {
     pub const CONTROL_PLANE: &str = "control-plane";
     /// Who confirms, resolves, holds and releases.
     pub const OPERATOR: &str = "operator";
-    /// Known to the authority, and to no policy.
-    pub const STRANGER: &str = "stranger";
 }
+
+const TRUST_DOMAIN: &str = "portarium.robotics";
 
 /// The shortest lifetime there is: SVIDs rotate every 5 s.
 const TTL: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ pub struct Identities {
 
 /// The SPIFFE ID behind a hint: `spiffe://portarium.robotics/ns/portarium/sa/HINT/test`.
 pub fn spiffe_id(hint: &str) -> String {
-    format!("spiffe://portarium.robotics/ns/portarium/sa/{hint}/test")
+    format!("spiffe://{TRUST_DOMAIN}/ns/portarium/sa/{hint}/test")
 }
 
 /// A policy that admits one of them alone.
@@ -48,17 +48,12 @@ pub(crate) fn only(hint: &str) -> PeerPolicy {
 impl Identities {
     /// With SVIDs that live for 10 s, the socket in this folder.
     pub async fn start(dir: &Path, robots: &[&str]) -> Self {
-        Self::with(dir, robots, "portarium.robotics", TTL).await
-    }
-
-    /// With a trust domain and a lifetime of its own.
-    pub async fn with(dir: &Path, robots: &[&str], trust_domain: &str, ttl: Duration) -> Self {
         let socket = dir.join("agent.sock");
         let authority = Authority::start(AuthorityConfig {
-            trust_domain: trust_domain.into(),
+            trust_domain: TRUST_DOMAIN.into(),
             socket: socket.clone(),
-            svid_ttl: ttl,
-            entries: entries(robots, trust_domain),
+            svid_ttl: TTL,
+            entries: entries(robots),
         })
         .await
         .unwrap();
@@ -80,13 +75,11 @@ impl Identities {
         crate::soon("an SVID", manager.ready()).await;
         manager
     }
-}
 
-impl Identities {
     /// A certificate of this authority that is not renewed, for peers that cannot be told of a new
     /// one.
     pub(crate) fn lasting(&self, hint: &str, ttl: Duration) -> Files {
-        let mut known = entries(&[], "portarium.robotics").into_iter();
+        let mut known = entries(&[]).into_iter();
         let entry = known.find(|entry| entry.hint == hint).unwrap();
         let minted = self.authority.mint(&MintSpec {
             dns_names: entry.dns_names,
@@ -114,9 +107,9 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 /// The first DNS name becomes the CN, by which mosquitto knows a peer: each has its own.
-fn entries(robots: &[&str], trust_domain: &str) -> Vec<Entry> {
+fn entries(robots: &[&str]) -> Vec<Entry> {
     let entry = |hint: &str, dns_names: &[&str]| Entry {
-        spiffe_id: spiffe_id(hint).replace("portarium.robotics", trust_domain),
+        spiffe_id: spiffe_id(hint),
         hint: hint.into(),
         dns_names: dns_names.iter().map(|name| (*name).to_owned()).collect(),
     };
@@ -128,7 +121,6 @@ fn entries(robots: &[&str], trust_domain: &str) -> Vec<Entry> {
         entry(hints::BROKER, &["mosquitto.portarium.svc", "localhost"]),
         entry(hints::CONTROL_PLANE, &["control-plane.portarium.svc"]),
         entry(hints::OPERATOR, &["operator.portarium.svc"]),
-        entry(hints::STRANGER, &["stranger.portarium.svc"]),
     ];
     entries.extend(robots.iter().map(|robot| entry(robot, &[robot])));
     entries

@@ -34,7 +34,7 @@ pub use load::{Acknowledged, INSISTENCE, Load, Operator};
 pub use mosquitto::Mosquitto;
 pub use process::{Process, binary, free_port};
 pub use proxy::{Link, Proxy};
-pub use records::{JournalRow, audit, journal, metric, metrics};
+pub use records::{JournalRow, audit, journal, metric};
 pub use robots::{SimRobot, grpc_robot, mqtt_robot};
 pub use verdict::{Fate, Verdict, fates};
 pub use watch::Watch;

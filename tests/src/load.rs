@@ -65,11 +65,6 @@ impl Load {
         load
     }
 
-    /// How many missions are acknowledged so far.
-    pub fn count(&self) -> usize {
-        self.acknowledged.lock().unwrap().len()
-    }
-
     /// Sends some of the acknowledged ones once more: they keep their names.
     pub async fn repeat_some(&self, count: usize) {
         let all = self.acknowledged.lock().unwrap().clone();

@@ -102,19 +102,9 @@ impl Mosquitto {
         self.listening().await;
     }
 
-    /// Sends it a signal, for example SIGSTOP.
-    pub fn signal(&self, signal: Signal) {
-        lock(&self.process).signal(signal);
-    }
-
     /// How often its certificate was renewed while it ran.
     pub fn rotations(&self) -> u64 {
         self.rotations.load(Ordering::Relaxed)
-    }
-
-    /// What it logged.
-    pub fn log(&self) -> String {
-        lock(&self.process).output()
     }
 
     async fn listening(&self) {

@@ -58,7 +58,7 @@ pub fn audit(path: &Path) -> Vec<Value> {
 }
 
 /// The whole of `/metrics`.
-pub async fn metrics(admin: u16) -> String {
+async fn metrics(admin: u16) -> String {
     let (status, text) = get(admin, "/metrics").await.expect("an answer");
     assert_eq!(status, 200, "{text}");
     text

@@ -11,7 +11,6 @@ use portarium_gateway::dev::{
 };
 use portarium_protocols::grpc::ALPN;
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::{ChildStdin, Command, Stdio},
 };
@@ -126,11 +125,6 @@ impl SimRobot {
         };
         robot.ready(1).await;
         robot
-    }
-
-    /// Tells it something, for example `vanish`; see `sim-robot --help`.
-    pub fn tell(&mut self, command: &str) {
-        writeln!(self.input, "{command}").unwrap();
     }
 
     /// `kill -9`

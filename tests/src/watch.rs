@@ -19,7 +19,6 @@ pub struct Watch {
 struct Seen {
     last: BTreeMap<String, pb::MissionUpdate>,
     position: u64,
-    streams: u64,
     backwards: u64,
 }
 
@@ -39,11 +38,6 @@ impl Watch {
     /// All last updates.
     pub fn all(&self) -> BTreeMap<String, pb::MissionUpdate> {
         self.seen.lock().unwrap().last.clone()
-    }
-
-    /// How many streams it took.
-    pub fn streams(&self) -> u64 {
-        self.seen.lock().unwrap().streams
     }
 
     /// How many updates came out of order or twice.
@@ -109,7 +103,6 @@ async fn follow(caller: Arc<Caller>, seen: Arc<Mutex<Seen>>) {
             Err(status) => Err(status),
         };
         if let Ok(mut updates) = opened.map(tonic::Response::into_inner) {
-            seen.lock().unwrap().streams += 1;
             while let Ok(Some(update)) = updates.message().await {
                 let mut seen = seen.lock().unwrap();
                 if update.position <= seen.position {

@@ -26,7 +26,7 @@ const SHORT: Duration = Duration::from_millis(40);
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn a_broker_that_dies_and_forgets_everything_costs_no_mission() {
-    let house = House::start("").await;
+    let house = House::start().await;
     let operator = Caller::with(&house.identities, hints::OPERATOR, house.gateway.ports.grpc).await;
     let operator = Operator::start(operator, &ROBOTS, &house.log);
     let kills = scaled(5);
@@ -184,7 +184,7 @@ async fn a_robot_that_dies_in_the_middle_of_a_mission_is_not_said_to_have_done_i
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn a_gateway_that_is_told_to_end_drains_and_goes_on_where_it_was() {
-    let mut house = House::start("").await;
+    let mut house = House::start().await;
     let mut load = Load::start(&house.caller, &ROBOTS, Duration::from_millis(150));
     let mut took = Vec::new();
     for signal in [Signal::INT, Signal::TERM, Signal::INT] {

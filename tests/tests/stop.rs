@@ -80,7 +80,7 @@ async fn assert_fenced(house: &House, robot: &str, missions: &[String]) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn none_of_ten_missions_that_wait_moves_the_robot_after_a_stop() {
-    let house = House::start("").await;
+    let house = House::start().await;
     for robot in ["m", "g"] {
         let missions = queue_up(&house, robot, 0).await;
         let outcome = send_stop(&house, robot, &format!("stop-{robot}")).await;
@@ -107,7 +107,7 @@ async fn none_of_ten_missions_that_wait_moves_the_robot_after_a_stop() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn a_fence_that_was_called_durable_outlives_the_gateways_death_right_after_the_answer() {
-    let mut house = House::start("").await;
+    let mut house = House::start().await;
     let (rounds, mut durable) = (scaled(6), 0);
     for round in 0..rounds {
         let robot = ["m", "g"][round % 2];
@@ -139,7 +139,7 @@ async fn a_fence_that_was_called_durable_outlives_the_gateways_death_right_after
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn a_stop_right_behind_a_command_never_leaves_the_robot_moving() {
-    let house = House::start("").await;
+    let house = House::start().await;
     for robot in ["m", "g"] {
         let (mut arrival, mut answered, mut still) = (Vec::new(), Vec::new(), Vec::new());
         let (rounds, mut unmoved) = (scaled(100), 0);
@@ -197,7 +197,7 @@ async fn a_stop_right_behind_a_command_never_leaves_the_robot_moving() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn a_stop_for_a_robot_that_is_gone_is_kept_and_sent_when_it_returns() {
-    let mut house = House::start("").await;
+    let mut house = House::start().await;
     for (robot, restart) in [("m", false), ("g", false), ("m", true), ("g", true)] {
         let halt = format!("stop-{robot}-{restart}");
         house.robot(robot).vanish();
@@ -248,7 +248,7 @@ async fn a_stop_for_a_robot_that_is_gone_is_kept_and_sent_when_it_returns() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn an_emergency_stop_holds_across_the_gateways_death_until_an_operator_releases_the_robot() {
-    let mut house = House::start("").await;
+    let mut house = House::start().await;
     let operator = Caller::with(&house.identities, hints::OPERATOR, house.gateway.ports.grpc).await;
     for robot in ["m", "g"] {
         let missions = queue_up(&house, robot, 0).await;
