@@ -14,7 +14,7 @@ use std::{
     future::Future,
     io,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use thiserror::Error;
 use tokio::{
@@ -42,6 +42,9 @@ pub enum TlsError {
     /// What the peer showed is no X.509-SVID, or (in a recheck) no longer one that we accept.
     #[error("peer certificate: {0}")]
     Peer(String),
+    /// In a recheck: the SVID that we showed has ended since.
+    #[error("our own SVID, on which the connection rests, has ended")]
+    OwnEnded,
 }
 
 impl TlsError {
@@ -132,10 +135,11 @@ impl ClientTls {
         Ok((stream, peer))
     }
 
-    /// Whether the chain of a live connection's peer (leaf first) would be accepted now: its
-    /// authority may have left the bundle since the handshake.
-    pub fn recheck(&self, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
-        self.inner.recheck(chain, Snapshot::verify_server)
+    /// Whether a live connection would stand if it were made now: the authority of the peer's
+    /// chain (leaf first) may have left the bundle since the handshake, and our own SVID of then
+    /// may have ended.
+    pub fn recheck(&self, peer: &Peer, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+        self.inner.recheck(peer, chain, Snapshot::verify_server)
     }
 }
 
@@ -170,10 +174,11 @@ impl ServerTls {
         self.inner.policy.store(Arc::new(policy));
     }
 
-    /// Whether the chain of a live connection's peer (leaf first) would be accepted now: its
-    /// authority may have left the bundle since the handshake, or the policy may have changed.
-    pub fn recheck(&self, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
-        self.inner.recheck(chain, Snapshot::verify_client)
+    /// Whether a live connection would stand if it were made now: the authority of the peer's
+    /// chain (leaf first) may have left the bundle since the handshake, the policy may have
+    /// changed, and our own SVID of then may have ended.
+    pub fn recheck(&self, peer: &Peer, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+        self.inner.recheck(peer, chain, Snapshot::verify_client)
     }
 }
 
@@ -219,6 +224,7 @@ impl<C> Side<C> {
 
     fn recheck(
         &self,
+        peer: &Peer,
         chain: &[CertificateDer<'_>],
         verify: impl FnOnce(
             &Snapshot,
@@ -228,6 +234,10 @@ impl<C> Side<C> {
         ) -> Result<chain::Leaf, rustls::Error>,
     ) -> Result<(), TlsError> {
         let snapshot = self.snapshot()?;
+        // The lease goes by a clock that stands still while the machine sleeps.
+        if SystemTime::now() >= peer.own_not_after {
+            return Err(TlsError::OwnEnded);
+        }
         let (leaf, intermediates) = chain.split_first().ok_or_else(nothing_shown)?;
         let peer = verify(&snapshot, leaf, intermediates, UnixTime::now())
             .map_err(|e| TlsError::Peer(e.to_string()))?;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Agent, admit, after, anyone, id, name, ready, shake, tcp};
-use portarium_identity::{IdentityError, IdentityState, TlsError};
+use portarium_identity::{IdentityError, IdentityState, Peer, TlsError};
 use rustls::ProtocolVersion;
 use std::{
     collections::HashMap,
@@ -173,21 +173,39 @@ async fn a_replaced_policy_holds_for_the_next_handshake_and_for_rechecks() {
     ready(&s).await;
     let (client, server) = (c.client_tls(anyone(), &[]), s.server_tls(anyone(), &[]));
     let (_near, accepted) = shake(&client, &server).await;
-    let (live, _) = accepted.unwrap();
+    let (live, peer) = accepted.unwrap();
     let chain = live.get_ref().1.peer_certificates().unwrap();
-    assert!(server.recheck(chain).is_ok());
+    assert!(server.recheck(&peer, chain).is_ok());
     server.replace_policy(admit(&id("robot")));
     assert!(
         server
-            .recheck(chain)
+            .recheck(&peer, chain)
             .unwrap_err()
             .to_string()
             .contains("does not admit")
     );
     assert!(shake(&client, &server).await.1.is_err());
     server.replace_policy(admit(&id("client")));
-    assert!(server.recheck(chain).is_ok());
+    assert!(server.recheck(&peer, chain).is_ok());
     assert!(shake(&client, &server).await.1.is_ok());
+}
+
+#[tokio::test]
+async fn a_recheck_looks_at_the_svid_that_was_shown_and_not_at_its_successor() {
+    let agent = Agent::start(&["client", "server"]).await;
+    let (c, s) = (agent.manager("client"), agent.manager("server"));
+    ready(&c).await;
+    ready(&s).await;
+    let (client, server) = (c.client_tls(anyone(), &[]), s.server_tls(anyone(), &[]));
+    let (_near, accepted) = shake(&client, &server).await;
+    let (live, peer) = accepted.unwrap();
+    let chain = live.get_ref().1.peer_certificates().unwrap();
+    let slept_through = Peer {
+        own_not_after: SystemTime::now() - Duration::from_secs(1),
+        ..peer
+    };
+    let error = server.recheck(&slept_through, chain).unwrap_err();
+    assert!(matches!(error, TlsError::OwnEnded), "{error}");
 }
 
 #[tokio::test]

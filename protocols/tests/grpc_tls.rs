@@ -3,6 +3,10 @@
 
 mod support;
 
+use hyper::{
+    body::{Body, Bytes, Frame},
+    http::Request,
+};
 use portarium_identity::{
     PeerPolicy, SvidConfig, SvidManager,
     authority::{Authority, AuthorityConfig, Entry},
@@ -19,18 +23,21 @@ use portarium_protocols::{
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 use std::{
     collections::HashSet,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 use support::{Robot, Served, until};
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
+use tower::Service as _;
 
 const GATEWAY: &str = "spiffe://test.domain/ns/a/sa/gateway/1";
 const ROBOT: &str = "spiffe://test.domain/ns/a/sa/robot/1";
@@ -291,7 +298,7 @@ async fn one_caller_cannot_take_the_places_of_all_others() {
 }
 
 #[tokio::test]
-async fn silent_connections_do_not_keep_others_from_their_handshakes() {
+async fn connections_that_let_us_wait_do_not_keep_others_from_their_handshakes() {
     let world = World::new(Duration::from_secs(60)).await;
     let tls = world.robot.server_tls(only(GATEWAY), ALPN);
     let limits = ServerLimits {
@@ -300,22 +307,79 @@ async fn silent_connections_do_not_keep_others_from_their_handshakes() {
         ..Default::default()
     };
     let served = Served::start_at("127.0.0.1:0", Robot::new(true), Some(tls), limits).await;
-    let mut silent = Vec::new();
-    for _ in 0..9 {
-        silent.push(TcpStream::connect(served.target.to_string()).await.unwrap());
+    let mut waiting = Vec::new();
+    for n in 0..30 {
+        let mut tcp = TcpStream::connect(served.target.to_string()).await.unwrap();
+        if n % 2 == 0 {
+            // A TLS record that announces a ClientHello of 512 bytes, and then no more.
+            tcp.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252])
+                .await
+                .unwrap();
+        }
+        waiting.push(tcp);
     }
-    until("they are accepted", || {
-        served.connections.stats().accepted == 9
-    })
-    .await;
     let client = world.gateway.client_tls(only(ROBOT), ALPN);
     let began = Instant::now();
     connect(&served.target, Some(&client)).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1));
-    until("the silent ones are given up", || {
-        served.connections.stats().failed_timeout == 9
+    let took = began.elapsed();
+    // Three times ten places, each lost after half a second.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    until("the others are given up", || {
+        served.connections.stats().failed_timeout == 30
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_caller_whose_requests_never_end_is_shed_and_can_still_stop() {
+    let world = World::new(Duration::from_secs(60)).await;
+    let robot = Robot::new(true);
+    let served = world.serve(robot.clone(), GATEWAY).await;
+    let tls = world.gateway.client_tls(only(ROBOT), ALPN);
+    // A length that is announced and never comes: 100 KiB of each request, on ten connections.
+    let mut announced = vec![0, 0, 1, 200, 0];
+    announced.resize(100 * 1024, 0);
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for _ in 0..10 {
+        let mut channel = connect(&served.target, Some(&tls)).await.unwrap();
+        for _ in 0..40 {
+            let body = tonic::body::Body::new(Endless(Some(announced.clone().into())));
+            let request = Request::post("/portarium.robotics.v1.MissionService/DispatchMission")
+                .header("content-type", "application/grpc")
+                .body(body)
+                .unwrap();
+            let mut call = Box::pin(channel.call(request));
+            if let Ok(answer) = timeout(Duration::from_millis(20), &mut call).await {
+                refused += usize::from(answer.unwrap().headers()["grpc-status"] == "8");
+            }
+            open.push(call);
+        }
+        let mut client = MissionServiceClient::new(channel);
+        let mut stop = dispatch("s");
+        stop.action_type = "robot:stop".into();
+        client.dispatch_mission(stop).await.unwrap();
+    }
+    assert!(refused > 40, "{refused} were refused");
+    assert_eq!(robot.count("stop s"), 10);
+}
+
+/// A body of which more is always to come.
+struct Endless(Option<Bytes>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.0.take() {
+            Some(data) => Poll::Ready(Some(Ok(Frame::data(data)))),
+            None => Poll::Pending,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -131,13 +131,14 @@ impl Service {
         let permitted = self
             .gate
             .permitted(principal, METHOD, About::command(&asked));
-        let result = match (self.wrong_fleet(&asked), self.dispatches.try_acquire()) {
+        let place = self.dispatches.enter(principal.caller());
+        let result = match (self.wrong_fleet(&asked), place) {
             (Some(refusal), _) => Err(refusal),
-            (None, Err(_)) => Err(Refusal::Unreachable {
+            (None, None) => Err(Refusal::Unreachable {
                 message: "too many calls wait for the journal".into(),
                 retry_after: Duration::from_secs(1),
             }),
-            (None, Ok(_place)) => {
+            (None, Some(_place)) => {
                 let accepted = self.engine.dispatch(caller, (*asked).clone());
                 timeout(JOURNAL_PATIENCE, accepted).await.map_err(|_| {
                     Status::unavailable(

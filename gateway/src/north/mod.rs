@@ -8,12 +8,14 @@ mod answer;
 mod dispatch;
 mod gate;
 mod missions;
+mod places;
 mod robots;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 use gate::{About, Gate};
+use places::{Place, Places};
 pub use watch::POSITION;
 
 use crate::{
@@ -28,24 +30,20 @@ use portarium_protocols::grpc::{
     pb::{self, mission_service_server::MissionServiceServer},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes};
 
-/// Dispatches of all connections that may wait for the journal at a time; ...
+/// Dispatches of one caller that may wait for the journal at a time; ...
 const WAITING_DISPATCHES: usize = 512;
 
-/// ... cancels, which no dispatch shall keep out; ...
+/// ... its cancels, which no dispatch shall keep out; ...
 const WAITING_CANCELS: usize = 256;
 
-/// ... and all other calls but stops, which wait for nothing.
+/// ... and all its other calls but stops, which wait for nothing.
 const WAITING_OTHERS: usize = 512;
 
-/// Watches open at a time, ...
-const WATCHES: usize = 256;
-
-/// ... and those of one caller: it shall not blind all others.
-const WATCHES_OF_ONE: usize = WATCHES / 2;
+/// Watches that one caller may have open.
+const WATCHES: usize = 128;
 
 /// Streams that one connection may have open: more than all of the above, so that a stop finds
 /// one whatever waits on its caller's only connection.
@@ -73,10 +71,10 @@ pub struct Service {
     engine: Engine,
     gate: Gate,
     observer: Arc<dyn ServiceObserver>,
-    dispatches: Arc<Semaphore>,
-    cancels: Arc<Semaphore>,
-    others: Arc<Semaphore>,
-    watches: Arc<watch::Open>,
+    dispatches: Arc<Places>,
+    cancels: Arc<Places>,
+    others: Arc<Places>,
+    watches: Arc<Places>,
     closing: CancellationToken,
 }
 
@@ -95,23 +93,23 @@ impl Service {
             engine,
             gate: Gate::new(policy, audit, development),
             observer,
-            dispatches: Arc::new(Semaphore::new(WAITING_DISPATCHES)),
-            cancels: Arc::new(Semaphore::new(WAITING_CANCELS)),
-            others: Arc::new(Semaphore::new(WAITING_OTHERS)),
-            watches: Arc::default(),
+            dispatches: Places::new(WAITING_DISPATCHES),
+            cancels: Places::new(WAITING_CANCELS),
+            others: Places::new(WAITING_OTHERS),
+            watches: Places::new(WATCHES),
             closing,
         }
     }
 
     /// A place among the calls that may wait for the journal.
-    fn place<'a>(
+    fn place(
         &self,
-        places: &'a Semaphore,
+        places: &Arc<Places>,
         principal: &Principal,
         method: Method,
         about: About<'_>,
-    ) -> Result<SemaphorePermit<'a>, Status> {
-        places.try_acquire().map_err(|_| {
+    ) -> Result<Place, Status> {
+        places.enter(principal.caller()).ok_or_else(|| {
             let reason = "too many calls wait for the journal; nothing was done, try again later";
             self.gate
                 .refused(principal, method, about, "RESOURCE_EXHAUSTED", reason);

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     engine::{EngineObserver, Limits, RobotSpec, SystemClock, World},
     journal::{Journal, Opened, Retention, Writer},
-    policy::{Actions, Method, Rule, Selection},
+    policy::{Actions, Caller, Method, Rule, Selection},
 };
 use futures::{future::join_all, poll};
 use portarium_identity::{Peer, SpiffeId};
@@ -150,6 +150,14 @@ fn from<T>(id: &str, message: T) -> Request<T> {
     request
 }
 
+fn caller(id: &str) -> Caller {
+    Principal::Spiffe {
+        id: SpiffeId::new(id).unwrap(),
+        serial: "01".into(),
+    }
+    .caller()
+}
+
 fn mission(id: &str) -> pb::DispatchMissionRequest {
     pb::DispatchMissionRequest {
         mission_id: id.into(),
@@ -244,7 +252,13 @@ async fn calls_that_wait_for_the_disk_leave_a_stream_of_their_connection_to_a_st
     assert!(poll!(&mut cancels).is_pending());
     assert!(poll!(&mut releases).is_pending());
     for places in [&service.dispatches, &service.cancels, &service.others] {
-        assert_eq!(places.available_permits(), 0);
+        let this = places.enter(caller("spiffe://a.b/caller"));
+        assert!(
+            this.is_none(),
+            "one caller has all the places that one may have"
+        );
+        let other = places.enter(caller("spiffe://a.b/other"));
+        assert!(other.is_some(), "another caller finds a place");
     }
     let stopped = service.dispatch(from_caller(stop("s-1"))).await.unwrap();
     assert_eq!(stopped.status(), pb::DispatchStatus::Dispatched);
@@ -277,7 +291,7 @@ async fn one_caller_cannot_open_all_watches() {
     let stalled = Stalled::new().await;
     let service = &stalled.service;
     let all = pb::WatchMissionsRequest::default;
-    let mut open: Vec<_> = (0..WATCHES_OF_ONE)
+    let mut open: Vec<_> = (0..WATCHES)
         .map(|_| service.watch(from_caller(all())).unwrap())
         .collect();
     let code = |refused: Result<_, Status>| refused.err().map(|status| status.code());
@@ -285,7 +299,7 @@ async fn one_caller_cannot_open_all_watches() {
         code(service.watch(from_caller(all()))),
         Some(tonic::Code::ResourceExhausted)
     );
-    for _ in WATCHES_OF_ONE..WATCHES {
+    for _ in 0..WATCHES {
         open.push(service.watch(from("spiffe://a.b/other", all())).unwrap());
     }
     assert_eq!(

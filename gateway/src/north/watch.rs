@@ -1,22 +1,19 @@
 //! The stream of mission updates.
 
 use super::{
-    Service, WATCHES, WATCHES_OF_ONE,
+    Service,
     gate::{About, Gate},
     missions::journal,
+    places::Place,
 };
 use crate::{
     engine::Engine,
     journal::Update,
-    policy::{Caller, Method, Principal, RobotRef},
+    policy::{Method, Principal, RobotRef},
 };
 use futures::{Stream, StreamExt as _, stream};
 use portarium_protocols::{grpc::pb, ids::FleetId};
-use std::{
-    collections::{HashMap, VecDeque},
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, pin::Pin};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
@@ -45,47 +42,6 @@ struct Watcher {
     closing: CancellationToken,
     over: bool,
     _place: Place,
-}
-
-/// The watches that are open, by caller.
-#[derive(Default)]
-pub(super) struct Open(Mutex<HashMap<Caller, usize>>);
-
-impl Open {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Caller, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(self: &Arc<Self>, caller: Caller) -> Option<Place> {
-        let mut open = self.lock();
-        let theirs = open.get(&caller).copied().unwrap_or_default();
-        if theirs >= WATCHES_OF_ONE || open.values().sum::<usize>() >= WATCHES {
-            return None;
-        }
-        open.insert(caller.clone(), theirs + 1);
-        Some(Place {
-            open: self.clone(),
-            caller,
-        })
-    }
-}
-
-/// One watch's place; dropping it leaves.
-struct Place {
-    open: Arc<Open>,
-    caller: Caller,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.open.lock();
-        if let Some(theirs) = open.get_mut(&self.caller) {
-            *theirs -= 1;
-            if *theirs == 0 {
-                open.remove(&self.caller);
-            }
-        }
-    }
 }
 
 impl Service {

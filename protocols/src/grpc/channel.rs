@@ -68,6 +68,7 @@ struct OtherEnd {
 /// A hold on a connection for as long as it is open, and on nothing beyond.
 #[derive(Debug)]
 pub(super) struct Hold {
+    peer: Option<Peer>,
     chain: Arc<[CertificateDer<'static>]>,
     cut: Weak<Cut>,
 }
@@ -79,8 +80,8 @@ impl Hold {
 
     /// Cuts the connection, with whatever is on it, if its peer would not be accepted now.
     pub(super) fn recheck(&self, tls: &ClientTls) {
-        if let Some(cut) = self.cut.upgrade()
-            && tls.recheck(&self.chain).is_err()
+        if let Some((cut, peer)) = self.cut.upgrade().zip(self.peer.as_ref())
+            && tls.recheck(peer, &self.chain).is_err()
         {
             cut.cut();
         }
@@ -101,6 +102,7 @@ impl Channel {
     /// What outlives the last channel of a connection: its calls in flight.
     pub(super) fn hold(&self) -> Hold {
         Hold {
+            peer: self.other_end.peer.clone(),
             chain: self.other_end.chain.clone(),
             cut: Arc::downgrade(&self.other_end.cut),
         }

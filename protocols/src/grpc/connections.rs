@@ -1,6 +1,6 @@
 //! The live connections of one listener: counted, and closed by predicate.
 
-use super::{error::GrpcError, stream::Cut};
+use super::{error::GrpcError, share::Share, stream::Cut};
 use futures::task::AtomicWaker;
 use portarium_identity::{Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
@@ -48,6 +48,7 @@ struct Entry {
     peer: Option<Authenticated>,
     drain: Arc<Drain>,
     cut: Arc<Cut>,
+    share: Arc<Share>,
 }
 
 /// Who is on the other end of a connection, and the chain that proved it, leaf first.
@@ -123,7 +124,7 @@ impl Connections {
         drop(open);
         let unwanted = with_peer
             .iter()
-            .filter(|(authenticated, _)| tls.recheck(&authenticated.chain).is_err());
+            .filter(|(authenticated, _)| tls.recheck(&authenticated.peer, &authenticated.chain).is_err());
         unwanted.map(|(_, cut)| cut.cut()).count()
     }
 
@@ -165,7 +166,9 @@ impl Connections {
 
     /// A connection without a certificate.
     pub(super) fn register(self: &Arc<Self>) -> Registered {
-        self.enter(&mut self.open(), None)
+        let mut open = self.open();
+        let share = open.values().next().map(|entry| entry.share.clone());
+        self.enter(&mut open, None, share.unwrap_or_default())
     }
 
     /// A connection of this peer, unless it has so many.
@@ -175,30 +178,38 @@ impl Connections {
         at_most: usize,
     ) -> Option<Registered> {
         let mut open = self.open();
-        let peers = open.values().filter_map(|entry| entry.peer.as_ref());
-        let theirs = peers.filter(|other| other.peer.spiffe_id == peer.peer.spiffe_id);
-        if theirs.count() >= at_most {
+        let theirs = open.values().filter(|entry| {
+            let other = entry.peer.as_ref().map(|other| &other.peer.spiffe_id);
+            other == Some(&peer.peer.spiffe_id)
+        });
+        let (count, share) = theirs.fold((0, None), |(count, _), entry| {
+            (count + 1, Some(entry.share.clone()))
+        });
+        if count >= at_most {
             self.count_turned_away();
             return None;
         }
-        Some(self.enter(&mut open, Some(peer)))
+        Some(self.enter(&mut open, Some(peer), share.unwrap_or_default()))
     }
 
     fn enter(
         self: &Arc<Self>,
         open: &mut HashMap<u64, Entry>,
         peer: Option<Authenticated>,
+        share: Arc<Share>,
     ) -> Registered {
         let registered = Registered {
             connections: self.clone(),
             id: self.established.fetch_add(1, Ordering::Relaxed),
             drain: Arc::default(),
             cut: Arc::default(),
+            share,
         };
         let entry = Entry {
             peer,
             drain: registered.drain.clone(),
             cut: registered.cut.clone(),
+            share: registered.share.clone(),
         };
         open.insert(registered.id, entry);
         registered
@@ -215,6 +226,8 @@ pub(super) struct Registered {
     id: u64,
     drain: Arc<Drain>,
     pub(super) cut: Arc<Cut>,
+    /// What its caller has under way, over all of its connections.
+    pub(super) share: Arc<Share>,
 }
 
 impl Registered {

@@ -6,8 +6,10 @@ mod channel;
 mod connection;
 mod connections;
 pub mod convert;
+mod door;
 mod error;
 pub mod server;
+mod share;
 mod stream;
 mod target;
 

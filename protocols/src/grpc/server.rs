@@ -7,26 +7,35 @@
 
 use super::{
     connections::{Authenticated, Connections, Registered},
+    door::{Door, Newcomer, Place},
     error::GrpcError,
-    stream::{LeasedStream, OPENING, PLAINTEXT_LEASE, prepare_socket},
+    share::{Counted, Share},
+    stream::{LeasedStream, PLAINTEXT_LEASE, prepare_socket},
 };
-use hyper::{body::Incoming, http::Request, server::conn::http2, service::service_fn};
+use hyper::{
+    body::Incoming,
+    http::{Request, Response},
+    server::conn::http2,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use portarium_identity::{Lease, Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
+    num::NonZero,
     pin::pin,
     sync::Arc,
+    thread::available_parallelism,
     time::{Duration, SystemTime},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -44,12 +53,11 @@ pub struct ServerLimits {
     /// that no caller takes all places and keeps the stops of the others out.
     pub max_per_peer: usize,
     /// Connections at a time that have not finished their handshake. While there are as many,
-    /// further ones wait in the kernel's queue: after a restart a whole fleet comes at once, and
-    /// whoever is turned away then comes again and makes it worse.
+    /// those that let us wait lose their place, the oldest first. Where all are at work, further
+    /// ones wait in the kernel's queue: after a restart a whole fleet comes at once, and whoever
+    /// is turned away then comes again and makes it worse.
     pub max_pending: usize,
-    /// Handshakes worked at at a time: their cryptography is what costs, and requests on
-    /// established connections shall not wait behind all of it. Connections that have not said a
-    /// word do not count here.
+    /// Handshakes computed at a time. One that waits for the other end does not count.
     pub max_handshakes: usize,
     /// Concurrent streams of one connection.
     pub max_streams: u32,
@@ -65,7 +73,7 @@ impl Default for ServerLimits {
             max_connections: 4096,
             max_per_peer: 256,
             max_pending: 1024,
-            max_handshakes: 64,
+            max_handshakes: available_parallelism().map_or(1, NonZero::get),
             max_streams: 1024,
             keepalive_interval: Duration::from_secs(5),
             keepalive_timeout: Duration::from_secs(10),
@@ -93,13 +101,12 @@ pub async fn serve(
     if tls.is_none() && !address.ip().is_loopback() {
         return Err(GrpcError::PlaintextOffLoopback(address));
     }
-    let pending = Arc::new(Semaphore::new(limits.max_pending));
+    let door = Door::new(limits.max_pending, limits.max_handshakes);
     let server = Arc::new(Server {
         tls,
         routes: routes.prepare(),
         http2: http2_builder(&limits),
         max_per_peer: limits.max_per_peer,
-        handshakes: Semaphore::new(limits.max_handshakes),
         connections,
         shutdown,
     });
@@ -109,7 +116,7 @@ pub async fn serve(
             biased;
             () = server.shutdown.cancelled() => break,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
-            accepted = accept(&listener, &pending) => match accepted {
+            accepted = accept(&listener, &door) => match accepted {
                 Ok((tcp, from, place)) => {
                     server.connections.count_accepted();
                     if tasks.len() >= limits.max_connections {
@@ -153,13 +160,9 @@ fn http2_builder(limits: &ServerLimits) -> http2::Builder<TokioExecutor> {
 
 async fn accept(
     listener: &TcpListener,
-    pending: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = pending
-        .clone()
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
+    door: &Arc<Door>,
+) -> io::Result<(TcpStream, SocketAddr, Place)> {
+    let place = door.place().await;
     let (tcp, from) = listener.accept().await?;
     Ok((tcp, from, place))
 }
@@ -169,18 +172,12 @@ struct Server {
     routes: Routes,
     http2: http2::Builder<TokioExecutor>,
     max_per_peer: usize,
-    handshakes: Semaphore,
     connections: Arc<Connections>,
     shutdown: CancellationToken,
 }
 
 impl Server {
-    async fn connection(
-        self: Arc<Self>,
-        tcp: TcpStream,
-        from: SocketAddr,
-        place: OwnedSemaphorePermit,
-    ) {
+    async fn connection(self: Arc<Self>, tcp: TcpStream, from: SocketAddr, place: Place) {
         if let Err(error) = prepare_socket(&tcp) {
             tracing::debug!(%from, %error, "the connection was gone before it began");
             return;
@@ -192,9 +189,8 @@ impl Server {
             return self.established(tcp, None, registered, ends).await;
         };
         let rechecks = self.connections.rechecks();
-        match self.handshake(tls, tcp).await {
+        match handshake(tls, tcp, place.enter()).await {
             Ok((stream, peer)) => {
-                drop(place);
                 let ends = peer.lease(SystemTime::now()).ends;
                 let peer = Authenticated {
                     peer: Arc::new(peer),
@@ -207,39 +203,19 @@ impl Server {
                     return;
                 };
                 let stale = self.connections.rechecks() != rechecks;
-                if stale && let Err(error) = tls.recheck(&peer.chain) {
+                if stale && let Err(error) = tls.recheck(&peer.peer, &peer.chain) {
                     return self.failed(from, &error.into());
                 }
                 self.established(stream, Some(peer.peer), registered, ends)
                     .await;
             }
-            Err(error) => self.failed(from, &error),
+            Err(error) => self.failed(from, &error.into()),
         }
     }
 
     fn failed(&self, from: SocketAddr, error: &GrpcError) {
         self.connections.failed(from, error);
         tracing::debug!(%from, %error, "handshake failed");
-    }
-
-    async fn handshake(
-        &self,
-        tls: &ServerTls,
-        tcp: TcpStream,
-    ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), GrpcError> {
-        let turn = timeout(OPENING, async {
-            // Not `readable()`, which may return without anything to read.
-            tcp.peek(&mut [0]).await.map_err(TlsError::Handshake)?;
-            self.handshakes
-                .acquire()
-                .await
-                .map_err(|closed| TlsError::Handshake(io::Error::other(closed)))
-        })
-        .await
-        .map_err(|_| TlsError::Timeout(OPENING))??;
-        let accepted = tls.accept(tcp).await?;
-        drop(turn);
-        Ok(accepted)
     }
 
     async fn established<IO>(
@@ -259,13 +235,42 @@ impl Server {
             if let Some(peer) = &peer {
                 request.extensions_mut().insert(Peer::clone(peer));
             }
-            self.routes.clone().call(request)
+            answer(self.routes.clone(), &registered.share, request)
         });
         let connection = self.http2.serve_connection(TokioIo::new(stream), service);
         let ended = run(connection, &registered, goaway_at(Instant::now(), ends)).await;
         if let Err(error) = ended {
             tracing::debug!(peer = peer.map(|p| p.spiffe_id.to_string()), %error, "connection ended");
         }
+    }
+}
+
+async fn handshake(
+    tls: &ServerTls,
+    tcp: TcpStream,
+    newcomer: Newcomer,
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), TlsError> {
+    let done = newcomer.handshake(tls.accept(tcp)).await;
+    done.map_err(TlsError::Timeout)?
+}
+
+/// Answers one request, within its caller's share.
+fn answer(
+    mut routes: Routes,
+    share: &Arc<Share>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<tonic::body::Body>, Infallible>> + use<> {
+    let begun = share.begin();
+    async move {
+        let taken = match begun {
+            Ok(taken) => taken,
+            Err(refusal) => return Ok(refusal.into_http()),
+        };
+        let request = request.map(|body| Counted::new(body, taken.clone()));
+        // Until the answer, not only until the request is read: what it asks for is kept till then.
+        let answered = routes.call(request).await;
+        drop(taken);
+        answered
     }
 }
 

@@ -1,7 +1,7 @@
 //! From an address to an authenticated byte stream, and why that or what follows fails.
 
 use super::config::{Broker, MqttConfig};
-use portarium_identity::{ClientTls, IdentityError, Lease, TlsError};
+use portarium_identity::{ClientTls, IdentityError, Lease, Peer, TlsError};
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
@@ -125,12 +125,14 @@ pub(crate) struct Dialled {
 /// withdrawn, while it lives.
 pub(crate) struct Trust {
     tls: ClientTls,
+    peer: Peer,
     chain: Vec<CertificateDer<'static>>,
 }
 
 impl Trust {
     pub(crate) fn recheck(&self) -> Result<(), LinkError> {
-        self.tls.recheck(&self.chain).map_err(LinkError::Distrusted)
+        let checked = self.tls.recheck(&self.peer, &self.chain);
+        checked.map_err(LinkError::Distrusted)
     }
 }
 
@@ -180,6 +182,7 @@ impl Dialer {
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let trust = Trust {
             tls: tls.clone(),
+            peer: peer.clone(),
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
         };
         Ok(Dialled {

@@ -246,7 +246,7 @@ impl Lane {
                 // One client id, one session: what arrives meanwhile waits at the broker, what is
                 // to be sent waits in the queue.
                 connection.finish(self.role.inbox(), linger(lease)).await;
-                self.establish(dialled).await?
+                self.establish(*dialled).await?
             }
             Prepared::Opened(opened) => {
                 if let Role::Stops { alternate } = &mut self.role {
@@ -317,14 +317,14 @@ enum Next {
 }
 
 enum Prepared {
-    Dialled(Dialled),
+    Dialled(Box<Dialled>),
     Opened(Box<Connection>),
 }
 
 async fn prepare(dialer: &Dialer, next: &Next) -> Result<Prepared, LinkError> {
     let dialled = dialer.dial().await?;
     match next {
-        Next::Dial => Ok(Prepared::Dialled(dialled)),
+        Next::Dial => Ok(Prepared::Dialled(Box::new(dialled))),
         Next::Open(hello, state) => Connection::open(dialled, hello, Arc::clone(state))
             .await
             .map(|c| Prepared::Opened(Box::new(c))),
