@@ -32,12 +32,13 @@ fn parse(text: &str) -> Result<Arc<str>, IdError> {
         return Err(IdError::TooLong(text.len()));
     }
     // `/`, `+` and `#` structure MQTT topics; control characters, white space and bidirectional
-    // overrides forge log lines; a leading `$` or a lone `.` or `..` would be a special topic or
-    // path.
+    // overrides forge log lines; brokers end a connection on a topic with a non-character; a
+    // leading `$` or a lone `.` or `..` would be a special topic or path.
     let forbidden = |c: char| {
         matches!(c, '/' | '+' | '#' | '\\' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
             || c.is_control()
             || c.is_whitespace()
+            || is_noncharacter(c)
     };
     if let Some(c) = text.chars().find(|c| forbidden(*c)) {
         return Err(IdError::Character(c));
@@ -46,6 +47,10 @@ fn parse(text: &str) -> Result<Arc<str>, IdError> {
         return Err(IdError::Character(text.chars().next().unwrap_or_default()));
     }
     Ok(Arc::from(text))
+}
+
+fn is_noncharacter(c: char) -> bool {
+    matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe
 }
 
 macro_rules! id {
@@ -141,6 +146,9 @@ mod tests {
             "..",
             "\u{202e}x",
             "a\\b",
+            "\u{fdd0}",
+            "a\u{ffff}",
+            "\u{10fffe}",
         ] {
             assert!(bad.parse::<MissionId>().is_err(), "{bad:?}");
         }

@@ -8,6 +8,7 @@ use portarium_protocols::{
     adapter::{
         Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
     },
+    ids::MissionId,
     mission::MissionStatus,
 };
 use std::{sync::Arc, time::Duration};
@@ -388,4 +389,26 @@ async fn after_shutdown_the_broker_keeps_statuses_for_the_next_start() {
         gateway.updates.try_recv(),
         Err(_) | Ok(Update::Link { .. } | Update::Report(_))
     ));
+}
+
+/// A broker ends the connection on a topic that it takes for malformed, and with it those of all
+/// robots.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn every_character_that_an_identifier_may_have_is_one_that_a_topic_may_have() {
+    let broker = Mosquitto::start();
+    let gateway = Gateway::start(broker.port).await;
+    let last_of_planes = (0x1_FF00..=char::MAX as u32).filter(|c| c & 0xFF00 == 0xFF00);
+    let allowed: Vec<char> = (0..0x1_0000)
+        .chain(last_of_planes)
+        .filter_map(char::from_u32)
+        .filter(|c| format!("m{c}").parse::<MissionId>().is_ok())
+        .collect();
+    for some in allowed.chunks(40) {
+        let id = format!("m{}", some.iter().collect::<String>());
+        let sent = gateway.adapter.dispatch(command("r1", &id), MINUTE).await;
+        let nobody_listens = matches!(&sent, Err(DispatchError::Unreachable { reason })
+            if reason.contains("not subscribed"));
+        assert!(nobody_listens, "{sent:?} for {id:?}");
+    }
 }
