@@ -3,7 +3,7 @@
 use super::{
     lane_state::Counters,
     payload::{self, PayloadError},
-    router::Router,
+    router::{Router, Speaker},
     topic::{self, Heard},
 };
 use crate::{
@@ -83,6 +83,7 @@ impl Inbox {
         }
     }
 
+    /// `None`: it says nothing to the engine.
     fn read(&self, publish: &Publish) -> Result<Option<Report>, PayloadError> {
         let Some(heard) = topic::parse(&publish.topic) else {
             return Ok(None);
@@ -95,14 +96,14 @@ impl Inbox {
             }
             return Ok(None);
         }
-        let (robot, mission) = match heard {
+        let (speaker, mission) = match heard {
             Heard::Presence { tenant, robot } => {
                 let online = payload::parse_presence(&publish.payload)?;
                 self.router.presence(tenant, robot, online, publish.retain);
                 return Ok(None);
             }
-            Heard::SharedStatus { mission, .. } if self.router.shared_status_topic => {
-                (None, mission)
+            Heard::SharedStatus { tenant, mission } if self.router.shared_status_topic => {
+                (Speaker::AnyOf { tenant }, mission)
             }
             Heard::SharedStatus { .. } => return Ok(None),
             Heard::RobotStatus {
@@ -112,13 +113,20 @@ impl Inbox {
             } => {
                 let fleet = self.router.fleet();
                 match fleet.robot(robot).filter(|r| r.tenant.as_str() == tenant) {
-                    Some(known) => (Some(known.robot_id.clone()), mission),
+                    Some(known) => (Speaker::Robot(known.robot_id.clone()), mission),
                     None => return Ok(None),
                 }
             }
         };
         let Ok(mission) = mission.parse::<MissionId>() else {
             return Ok(None);
+        };
+        if self.router.is_of_another(&speaker, &mission) {
+            return Err(PayloadError::Speaker);
+        }
+        let robot = match speaker {
+            Speaker::Robot(robot) => Some(robot),
+            Speaker::AnyOf { .. } => None,
         };
         let read = payload::parse_status(&publish.payload)?;
         Ok(Some(Report {

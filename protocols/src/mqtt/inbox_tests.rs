@@ -47,6 +47,33 @@ fn the_robot_is_named_only_where_the_topic_is_its_own() {
 }
 
 #[test]
+fn nobody_reports_on_the_mission_of_another_robot_or_tenant() {
+    let (mut inbox, mut engine) = inbox(true, 10);
+    let robots = ["r", "s"].map(|id| MqttRobot {
+        robot_id: id.parse().unwrap(),
+        tenant: "t".parse().unwrap(),
+        fleet: None,
+        gateway_id: "g".into(),
+    });
+    inbox.router.replace_fleet(robots.to_vec());
+    let mission = "m".parse().unwrap();
+    inbox.router.track(&mission, &Arc::new(robots[0].clone()));
+    for forged in [
+        "portarium/t/robots/s/missions/m/status",
+        "portarium/u/missions/m/status",
+    ] {
+        let forged = message(forged, 1, "succeeded");
+        assert_eq!(inbox.accept(&forged), Acknowledge::Now);
+        assert_eq!(next(&mut engine), None);
+        // Nor is it an answer to the question what became of the mission.
+        assert_eq!(inbox.router.last(&mission), None);
+    }
+    assert_eq!(inbox.counters.invalid.load(Ordering::Relaxed), 2);
+    inbox.accept(&message("portarium/t/missions/m/status", 2, "executing"));
+    assert_eq!(next(&mut engine), Some((None, MissionStatus::Executing)));
+}
+
+#[test]
 fn strangers_other_tenants_and_clearings_are_dropped_and_acknowledged() {
     let (mut inbox, mut engine) = inbox(false, 10);
     let mut cleared = message("portarium/t/robots/r/missions/m/status", 1, "executing");

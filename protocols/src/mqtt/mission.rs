@@ -51,7 +51,7 @@ impl Adapter for MqttAdapter {
         let topic = topic::command(&robot.tenant, &robot.robot_id, &command.mission_id);
         let (mut message, answer) = Message::new(topic, payload);
         message.expires = Some(Instant::now() + expires_in);
-        self.router.track(&command.mission_id);
+        self.router.track(&command.mission_id, &robot);
         self.commands.queue.command(message);
         match outcome(answer).await {
             Outcome::Delivered => Ok(Handover::Sent),
@@ -70,7 +70,7 @@ impl Adapter for MqttAdapter {
     async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
         let robot = self.signalled(&stop.robot_id)?;
         let topic = topic::command(&robot.tenant, &robot.robot_id, &stop.mission_id);
-        self.router.track(&stop.mission_id);
+        self.router.track(&stop.mission_id, &robot);
         let payload = payload::command(&stop, &robot, SystemTime::now());
         self.signal(&robot, topic, payload).await?;
         Ok(StopAnswer::Requested)
@@ -86,7 +86,7 @@ impl Adapter for MqttAdapter {
             });
         }
         let mission = &command.mission_id;
-        let noted = self.router.ask(mission);
+        let noted = self.router.ask(mission, &robot);
         let mut filters = vec![topic::robot_status(&robot.tenant, &robot.robot_id, mission)];
         if self.router.shared_status_topic {
             filters.push(topic::shared_status(&robot.tenant, mission));

@@ -43,14 +43,24 @@ impl Fleet {
 }
 
 /// A mission whose statuses are kept.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tracked {
+    robot: Arc<MqttRobot>,
     last: Option<Report>,
     /// Statuses came on the topic that all robots share.
     on_shared: bool,
     /// Statuses came on the robot's own topic.
     on_robots: bool,
     asked: Option<Arc<Notify>>,
+}
+
+/// Who may have written a status, by its topic.
+#[derive(Debug)]
+pub(crate) enum Speaker<'a> {
+    /// The robot whose branch it is.
+    Robot(RobotId),
+    /// Whoever may write the topic that all robots of a tenant share.
+    AnyOf { tenant: &'a str },
 }
 
 /// On which topics a mission may have left a retained status.
@@ -216,18 +226,37 @@ impl Router {
         }
     }
 
-    /// Keeps a mission's last status from now on.
-    pub(crate) fn track(&self, mission: &MissionId) {
+    /// Keeps the last status of a robot's mission from now on.
+    pub(crate) fn track(&self, mission: &MissionId, robot: &Arc<MqttRobot>) {
         let mut tracked = lock(&self.tracked);
         if tracked.len() < MAX_TRACKED && !tracked.contains_key(mission) {
-            tracked.insert(mission.clone(), Tracked::default());
+            let entry = Tracked {
+                robot: Arc::clone(robot),
+                last: None,
+                on_shared: false,
+                on_robots: false,
+                asked: None,
+            };
+            tracked.insert(mission.clone(), entry);
+        }
+    }
+
+    /// Whether a mission is known to be that of a robot that cannot have said this.
+    pub(crate) fn is_of_another(&self, speaker: &Speaker<'_>, mission: &MissionId) -> bool {
+        let tracked = lock(&self.tracked);
+        let Some(entry) = tracked.get(mission) else {
+            return false;
+        };
+        match speaker {
+            Speaker::Robot(robot) => entry.robot.robot_id != *robot,
+            Speaker::AnyOf { tenant } => entry.robot.tenant.as_str() != *tenant,
         }
     }
 
     /// Forgets a mission's last status and keeps it from now on; the signal comes with each status.
     /// What was heard before the question is no answer to it: the mission may have gone on since.
-    pub(crate) fn ask(&self, mission: &MissionId) -> Arc<Notify> {
-        self.track(mission);
+    pub(crate) fn ask(&self, mission: &MissionId, robot: &Arc<MqttRobot>) -> Arc<Notify> {
+        self.track(mission, robot);
         let noted = Arc::<Notify>::default();
         if let Some(entry) = lock(&self.tracked).get_mut(mission) {
             entry.last = None;

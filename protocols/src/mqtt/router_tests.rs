@@ -81,7 +81,7 @@ fn what_the_robot_itself_said_counts_more_than_the_shared_topic() {
     let mission = "m".parse().unwrap();
     router.note(&report(None, MissionStatus::Failed));
     assert_eq!(router.last(&mission), None, "nobody asked");
-    router.track(&mission);
+    router.track(&mission, &Arc::new(robot("a", "t")));
     for (from, status, last) in [
         (None, MissionStatus::Executing, MissionStatus::Executing),
         (
@@ -109,7 +109,7 @@ fn what_the_robot_itself_said_counts_more_than_the_shared_topic() {
 fn only_topics_that_had_a_status_are_cleared_and_all_of_them_for_unknown_missions() {
     let router = router();
     let mission = "m".parse().unwrap();
-    router.track(&mission);
+    router.track(&mission, &Arc::new(robot("a", "t")));
     router.note(&report(Some("a"), MissionStatus::Succeeded));
     assert_eq!(
         router.forget(&mission),
@@ -131,7 +131,7 @@ fn only_topics_that_had_a_status_are_cleared_and_all_of_them_for_unknown_mission
 fn what_is_kept_of_missions_is_bounded() {
     let router = router();
     for n in 0..=MAX_TRACKED {
-        router.track(&format!("m{n}").parse().unwrap());
+        router.track(&format!("m{n}").parse().unwrap(), &Arc::new(robot("a", "t")));
     }
     assert_eq!(lock(&router.tracked).len(), MAX_TRACKED);
 }
