@@ -121,6 +121,23 @@ async fn a_mission_is_accepted_and_its_reports_come_by_the_watch_with_the_robots
 }
 
 #[tokio::test]
+async fn an_answer_that_is_too_long_is_no_refusal() {
+    let robot = Robot::new(true);
+    *robot.dispatch_answer.lock().unwrap() = Some(Ok(pb::DispatchMissionResponse {
+        status: pb::DispatchStatus::Dispatched.into(),
+        message: "x".repeat(100_000),
+        ..Default::default()
+    }));
+    let served = Served::start(robot.clone(), None).await;
+    let gateway = Gateway::connected(&served.target).await;
+    let handover = gateway.adapter.dispatch(mission("m"), MINUTE).await;
+    assert!(
+        matches!(handover, Err(DispatchError::Unknown { .. })),
+        "{handover:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_robot_without_a_watch_is_asked_until_the_mission_has_ended_and_each_state_is_told_once()
 {
     let robot = Robot::new(false);

@@ -52,9 +52,13 @@ pub(super) fn of_dispatch(answer: &pb::DispatchMissionResponse) -> Dispatched {
     })
 }
 
-/// Whether the other end itself gave this answer, and not the transport on the way.
+/// Whether the other end itself gave this answer, and not the transport on the way or our own
+/// decoder, which cannot take what the other end did answer: one that is too long is out of range
+/// to it, and one that is compressed unimplemented, with a list of what it takes.
 fn is_peers_word(status: &Status) -> bool {
     std::error::Error::source(status).is_none()
+        && status.code() != Code::OutOfRange
+        && !status.metadata().contains_key("grpc-accept-encoding")
 }
 
 /// Answers that are given instead of processing a request.
@@ -66,7 +70,6 @@ fn refuses(code: Code) -> bool {
             | Code::AlreadyExists
             | Code::PermissionDenied
             | Code::FailedPrecondition
-            | Code::OutOfRange
             | Code::Unimplemented
             | Code::Unauthenticated
     )
