@@ -31,6 +31,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// Updates of all adapters that may wait for the engine.
 const UPDATES: usize = 4096;
@@ -136,9 +137,9 @@ impl Gateway {
             observer,
             close.clone(),
         );
-        let (routes, health_reporter) = service.routes().context("reflection")?;
-        health_reporter
-            .set_service_status(SERVICE, tonic_health::ServingStatus::Serving)
+        let (routes, health) = service.routes().context("reflection")?;
+        health
+            .set_service_status(SERVICE, ServingStatus::Serving)
             .await;
         let listener = TcpListener::from_std(listeners.grpc)?;
         let address = listener.local_addr()?;
@@ -189,6 +190,7 @@ impl Gateway {
         let drained = async {
             engine.drain().await;
             close.cancel();
+            end_health(health).await;
             if !serving.is_finished() {
                 // How the service ends does not matter any more.
                 let _ = (&mut serving).await;
@@ -221,6 +223,17 @@ impl Gateway {
             }
             Some(failure) => Err(anyhow!(failure)),
         }
+    }
+}
+
+/// Tells those who watch the health, and ends their streams, which would end with their callers
+/// alone.
+async fn end_health(mut health: HealthReporter) {
+    for service in ["", SERVICE] {
+        health
+            .set_service_status(service, ServingStatus::NotServing)
+            .await;
+        health.clear_service_status(service).await;
     }
 }
 

@@ -10,6 +10,7 @@ use common::{
     Process, World, assert_contains, id, process, until,
     world::{free_port, http_get, sum},
 };
+use futures::{StreamExt as _, future::ready, stream};
 use portarium_gateway::dev::hints::{GATEWAY, OPERATOR};
 use portarium_identity::authority::{Authority, AuthorityConfig, Entry};
 use rustix::process::Signal;
@@ -244,13 +245,13 @@ async fn a_gateway_that_is_ending_is_not_ready_and_ends_within_its_grace() {
     let gateway = world.serve().await;
     let channel = world.channel(OPERATOR).await;
     // A caller that holds on to its stream.
-    let request = HealthCheckRequest {
-        service: SERVICE.into(),
-    };
-    let mut health = HealthClient::new(channel.0.clone());
-    let mut watch = health.watch(request).await.unwrap().into_inner();
-    let first = watch.message().await.unwrap().unwrap();
-    assert_eq!(first.status(), ServingStatus::Serving);
+    let asks = stream::once(ready(asked(MessageRequest::ListServices(String::new()))));
+    let mut reflection = ServerReflectionClient::new(channel.0.clone());
+    let answers = reflection
+        .server_reflection_info(asks.chain(stream::pending()))
+        .await;
+    let mut answers = answers.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap();
 
     until("ready", || async {
         let (status, _) = http_get(world.health, "/readyz").await?;
@@ -275,6 +276,42 @@ async fn a_gateway_that_is_ending_is_not_ready_and_ends_within_its_grace() {
 }
 
 #[tokio::test]
+async fn whoever_watches_the_health_is_told_of_the_end_and_does_not_put_it_off() {
+    let world = World::new(Duration::from_secs(3600)).await;
+    let gateway = world.serve().await;
+    let channel = world.channel(OPERATOR).await;
+    let mut watches = Vec::new();
+    for service in ["", SERVICE] {
+        let request = HealthCheckRequest {
+            service: service.into(),
+        };
+        let mut health = HealthClient::new(channel.0.clone());
+        let mut watch = health.watch(request).await.unwrap().into_inner();
+        let first = watch.message().await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::Serving);
+        watches.push(watch);
+    }
+    let began = Instant::now();
+    gateway.signal(Signal::TERM);
+    for watch in &mut watches {
+        let last = watch.message().await.unwrap().unwrap();
+        assert_eq!(last.status(), ServingStatus::NotServing);
+        assert_eq!(watch.message().await.unwrap(), None);
+    }
+    let ended = gateway.ended().await;
+    let took = began.elapsed();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(took < Duration::from_secs(5), "{took:?} of a grace of 10 s");
+}
+
+fn asked(message_request: MessageRequest) -> ServerReflectionRequest {
+    ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(message_request),
+    }
+}
+
+#[tokio::test]
 async fn health_and_reflection_answer_over_mutual_tls() {
     let world = World::new(Duration::from_secs(3600)).await;
     let _gateway = world.serve().await;
@@ -293,17 +330,13 @@ async fn health_and_reflection_answer_over_mutual_tls() {
     let unknown = health.check(request).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
 
-    let ask = |message_request| ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(message_request),
-    };
-    let asked = [
-        ask(MessageRequest::ListServices(String::new())),
-        ask(MessageRequest::FileContainingSymbol(SERVICE.into())),
+    let asks = [
+        asked(MessageRequest::ListServices(String::new())),
+        asked(MessageRequest::FileContainingSymbol(SERVICE.into())),
     ];
     let mut reflection = ServerReflectionClient::new(channel.0.clone());
     let answers = reflection
-        .server_reflection_info(futures::stream::iter(asked))
+        .server_reflection_info(stream::iter(asks))
         .await;
     let mut answers = answers.unwrap().into_inner();
     let mut next = async || answers.message().await.unwrap().unwrap().message_response;
