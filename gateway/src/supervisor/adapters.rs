@@ -28,6 +28,13 @@ pub(super) struct Adapters {
     gateway_id: String,
 }
 
+/// The robots by adapter.
+pub(super) struct Shares {
+    /// In the order of the brokers.
+    mqtt: Vec<Vec<MqttRobot>>,
+    grpc: Vec<GrpcRobot>,
+}
+
 impl Adapters {
     pub(super) fn start(
         config: &Config,
@@ -98,15 +105,23 @@ impl Adapters {
         }
     }
 
-    /// Gives each adapter its share of these robots.
-    pub(super) fn replace(&self, robots: &[RobotConfig]) -> anyhow::Result<()> {
-        let grpc = grpc_robots(robots)?;
-        for (name, adapter) in &self.brokers {
+    /// What each adapter gets of these robots.
+    pub(super) fn shares(&self, robots: &[RobotConfig]) -> anyhow::Result<Shares> {
+        let of_broker = |name: &BrokerName| mqtt_robots(robots, name, &self.gateway_id);
+        Ok(Shares {
+            mqtt: self.brokers.keys().map(of_broker).collect(),
+            grpc: grpc_robots(robots)?,
+        })
+    }
+
+    /// Gives each adapter its share. Fails only where two robots have one id.
+    pub(super) fn replace(&self, shares: Shares) -> anyhow::Result<()> {
+        for ((name, adapter), robots) in self.brokers.iter().zip(shares.mqtt) {
             adapter
-                .replace_robots(mqtt_robots(robots, name, &self.gateway_id))
+                .replace_robots(robots)
                 .with_context(|| format!("broker {name}"))?;
         }
-        self.grpc.replace_robots(grpc);
+        self.grpc.replace_robots(shares.grpc);
         Ok(())
     }
 

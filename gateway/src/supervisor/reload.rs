@@ -4,13 +4,13 @@ use super::{Reload, adapters::Adapters};
 use crate::{
     audit::Audit,
     config::{Config, Reloadable},
-    engine::Engine,
+    engine::{Engine, RobotSpec},
     policy::Policy,
 };
 use arc_swap::ArcSwap;
 use portarium_identity::{ServerTls, SvidManager};
 use portarium_protocols::grpc::Connections;
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, path::Path, sync::Arc, time::SystemTime};
 
 /// What a reload changes.
 pub(super) struct Reloader {
@@ -66,18 +66,17 @@ impl Reloader {
             .map_err(|error| format!("{}: {error:#}", file.display()))
     }
 
+    /// Where anything is refused, nothing has been touched. Robots that move, or are new, are out of
+    /// the engine's reach until the adapters have their addresses: nothing goes to an old one, and
+    /// no link is torn down under a mission.
     fn take(&mut self, next: Reloadable) -> anyhow::Result<()> {
-        self.engine
-            .check_robots(&self.adapters.specs(&next.robots))?;
-        self.adapters.replace(&next.robots)?;
-        if let Err(error) = self
-            .engine
-            .replace_robots(self.adapters.specs(&next.robots))
-        {
-            // A mission came in between; what was before still fits.
-            self.adapters.replace(&self.config.reloadable.robots)?;
-            return Err(error.into());
-        }
+        let shares = self.adapters.shares(&next.robots)?;
+        let specs = self.adapters.specs(&next.robots);
+        self.engine.check_robots(&specs)?;
+        let before = self.adapters.specs(&self.config.reloadable.robots);
+        self.engine.replace_robots(staying(&before, &specs))?;
+        self.adapters.replace(shares)?;
+        self.engine.replace_robots(specs)?;
         self.policy.store(Arc::new(next.policy.clone()));
         if let Some(tls) = &self.tls {
             tls.replace_policy(next.policy.peer_policy());
@@ -92,6 +91,13 @@ impl Reloader {
         self.config.reloadable = next;
         Ok(())
     }
+}
+
+/// Those of the next robots that are where they were.
+fn staying(before: &[RobotSpec], next: &[RobotSpec]) -> Vec<RobotSpec> {
+    let before: HashMap<_, _> = before.iter().map(|s| (&s.id, &s.address)).collect();
+    let stays = |spec: &&RobotSpec| before.get(&spec.id) == Some(&&spec.address);
+    next.iter().filter(stays).cloned().collect()
 }
 
 /// Cuts callers that no longer verify, whenever the SVID or the bundles change: after an
