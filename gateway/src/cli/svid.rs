@@ -62,6 +62,9 @@ impl Svid {
             Self::Watch(args) => {
                 let json = args.json;
                 follow(&args.identity.manager()?, |snapshot| {
+                    let Some(snapshot) = snapshot else {
+                        return Ok(());
+                    };
                     if json {
                         line(svid_json(snapshot))?;
                     } else {
@@ -79,22 +82,33 @@ impl Svid {
 async fn write(args: WriteArgs) -> anyhow::Result<Done> {
     let mut folder = SvidFolder::open(&args.dir)?;
     let manager = args.identity.manager()?;
-    let mut write = |snapshot: &Snapshot| {
-        folder.write(snapshot)?;
-        line(rotation_told(snapshot, SystemTime::now()))?;
-        anyhow::Ok(())
-    };
     if args.once {
-        write(&*svid(&manager).await?)?;
+        let snapshot = svid(&manager).await?;
+        folder.write(&snapshot)?;
+        line(rotation_told(&snapshot, SystemTime::now()))?;
         return Ok(Done::Well);
     }
-    follow(&manager, write).await
+    follow(&manager, |snapshot| {
+        match snapshot {
+            Some(snapshot) => {
+                folder.write(snapshot)?;
+                line(rotation_told(snapshot, SystemTime::now()))?;
+            }
+            None => {
+                folder.clear()?;
+                remark("its files are removed");
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
-/// Hands over the current SVID and each new one, until the process is asked to end.
+/// Hands over the current SVID and each new one, and says where it was withdrawn, until the process
+/// is asked to end.
 async fn follow(
     manager: &SvidManager,
-    mut take: impl FnMut(&Snapshot) -> anyhow::Result<()>,
+    mut take: impl FnMut(Option<&Snapshot>) -> anyhow::Result<()>,
 ) -> anyhow::Result<Done> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle signals")?;
@@ -103,15 +117,18 @@ async fn follow(
         if timeout(SVID_LIMIT, manager.ready()).await.is_err() {
             remark(format_args!("no SVID yet: {}", manager.state()));
         }
-        let mut had_one = false;
+        let mut had = None;
         loop {
             let snapshot: Option<Arc<Snapshot>> = snapshots.borrow_and_update().clone();
-            match snapshot {
-                Some(snapshot) => take(&snapshot)?,
-                None if had_one => remark(format_args!("no SVID any longer: {}", manager.state())),
-                None => {}
+            let has = snapshot.as_ref().map(|snapshot| snapshot.generation);
+            if has.is_none() && had.is_some() {
+                remark(format_args!("no SVID any longer: {}", manager.state()));
             }
-            had_one = snapshots.borrow().is_some();
+            // Followers may be told to look again at what they have.
+            if has != had {
+                take(snapshot.as_deref())?;
+            }
+            had = has;
             snapshots
                 .changed()
                 .await

@@ -11,11 +11,14 @@
 
 use anyhow::{Context as _, bail};
 use portarium_identity::Snapshot;
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::geteuid,
+};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -48,6 +51,7 @@ impl SvidFolder {
             .create(path)
             .with_context(|| format!("cannot make the folder {shown}"))?;
         let lock = File::open(path).with_context(|| format!("cannot open the folder {shown}"))?;
+        check_owner(&lock, path)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             bail!("another process writes SVIDs into {shown}; stop it or choose another folder");
         }
@@ -58,6 +62,9 @@ impl SvidFolder {
             }
         }
         let last = generations(path)?.into_iter().max().unwrap_or(0);
+        if last == u64::MAX {
+            bail!("{shown}/{PREFIX}{last} is in the way; remove it or choose another folder");
+        }
         Ok(Self {
             path: path.to_owned(),
             last,
@@ -78,6 +85,15 @@ impl SvidFolder {
             bundle: &bundle,
         })
         .with_context(|| format!("cannot write the SVID into {}", self.path.display()))
+    }
+
+    /// Removes all generations, so that no reader goes on with what was withdrawn.
+    pub(super) fn clear(&self) -> anyhow::Result<()> {
+        let removed = match fs::remove_file(self.path.join(CURRENT)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.remove_all_but(&[]),
+        };
+        removed.with_context(|| format!("cannot remove the SVID from {}", self.path.display()))
     }
 
     fn write_texts(&mut self, texts: &Texts<'_>) -> io::Result<()> {
@@ -124,6 +140,26 @@ impl SvidFolder {
         }
         Ok(())
     }
+}
+
+/// Whoever may write into the folder can put a key and a bundle of his own in the place of ours.
+fn check_owner(folder: &File, path: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    let found = folder
+        .metadata()
+        .with_context(|| format!("cannot look at the folder {shown}"))?;
+    let (owner, we) = (found.uid(), geteuid().as_raw());
+    if owner != we && owner != 0 {
+        bail!(
+            "{shown} belongs to user {owner}, and this is user {we}; choose a folder of our own or of root's"
+        );
+    }
+    if found.mode() & 0o022 != 0 {
+        bail!(
+            "others may write into {shown}; take that from them (chmod go-w), or choose a folder that is not there yet, which is then made"
+        );
+    }
+    Ok(())
 }
 
 /// The numbers of the generations in a folder.
@@ -242,6 +278,40 @@ mod tests {
         );
         drop(first);
         assert!(SvidFolder::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_into_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o1777, 0o775, 0o757] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let refused = SvidFolder::open(folder.path()).unwrap_err().to_string();
+            assert!(refused.starts_with("others may write into "), "{refused}");
+        }
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(SvidFolder::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn a_generation_behind_which_none_can_come_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(format!("..gen-{}", u64::MAX))).unwrap();
+        let refused = SvidFolder::open(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("is in the way"), "{refused}");
+    }
+
+    #[test]
+    fn what_was_withdrawn_is_gone_until_there_is_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut svids = SvidFolder::open(folder.path()).unwrap();
+        svids.clear().unwrap();
+        write(&mut svids, "one");
+        write(&mut svids, "two");
+        svids.clear().unwrap();
+        assert_eq!(names(folder.path()), ["bundle.pem", "key.pem", "svid.pem"]);
+        assert!(fs::read(folder.path().join("key.pem")).is_err());
+        write(&mut svids, "three");
+        assert_eq!(read(folder.path()), ["three"; 3]);
     }
 
     #[test]

@@ -157,3 +157,31 @@ async fn write_follows_rotations_until_it_is_asked_to_end() {
         .unwrap();
     assert_eq!(status.code(), Some(0));
 }
+
+#[tokio::test]
+async fn write_leaves_nothing_of_an_identity_that_was_withdrawn() {
+    let world = World::new().await;
+    let dir = world.folder.path().join("svids");
+    let mut child = world
+        .command(&format!("svid write --dir {}", dir.display()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut err = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(out.next_line().await.unwrap().is_some());
+    assert!(dir.join("key.pem").exists());
+    world.authority.set_entries(Vec::new());
+    let removed = async {
+        while let Some(line) = err.next_line().await.unwrap() {
+            if line == "its files are removed" {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), removed).await.unwrap();
+    for file in ["key.pem", "svid.pem", "bundle.pem", "..current", "..gen-1"] {
+        assert!(!dir.join(file).exists(), "{file}");
+    }
+}
