@@ -18,6 +18,7 @@ use crate::{
     logging,
 };
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use std::{
     io::{self, Write as _},
     panic,
@@ -92,6 +93,7 @@ pub fn main() -> ExitCode {
             "internal error at {place}: {what}; please report it"
         ));
     }));
+    forbid_core_dumps();
     portarium_identity::install_crypto_provider();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -109,6 +111,17 @@ pub fn main() -> ExitCode {
             complain(&told(&error));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Keys are in memory. For this process and all that it may start, and for good.
+fn forbid_core_dumps() {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        complain(&format!("core dumps cannot be switched off: {error}"));
     }
 }
 

@@ -93,6 +93,22 @@ async fn watch_tells_each_rotation() {
     }
 }
 
+#[tokio::test]
+async fn a_process_that_holds_a_key_leaves_no_core_dump() {
+    let world = World::new().await;
+    let mut child = world
+        .command("svid watch")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().is_some());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id().unwrap())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core"));
+    let words: Vec<_> = core.unwrap().split_whitespace().collect();
+    assert_eq!(words[4..6], ["0", "0"], "{core:?}");
+}
+
 fn read(folder: &Path) -> [String; 3] {
     let folder = fs::canonicalize(folder.join("..current")).unwrap();
     ["svid.pem", "key.pem", "bundle.pem"].map(|f| fs::read_to_string(folder.join(f)).unwrap())
