@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct WatchArgs {
     #[command(flatten)]
     client: ClientArgs,
-    /// Only this mission, from its beginning.
+    /// Only this mission, from its beginning. The gateway has to know it.
     #[arg(value_name = "ID")]
     mission: Option<String>,
     /// Only missions of this robot.
@@ -145,13 +145,22 @@ async fn stream(
         resume_after(selected, position);
     }
     let mut updates = answer.into_inner();
+    let mut came = false;
     while let Some(update) = updates.message().await.map_err(|s| Ended::by(&s))? {
+        came = true;
         resume_after(selected, update.position);
         if let Some(done) = show(update).map_err(|error| Ended::ForGood(error.into()))? {
             return Ok(done);
         }
     }
-    Err(Ended::Interrupted("the gateway ended it".to_owned()))
+    if came || selected.mission_id.is_empty() {
+        return Err(Ended::Interrupted("the gateway ended it".to_owned()));
+    }
+    let over = "the mission has ended, and nothing came after this position";
+    Err(Ended::ForGood(anyhow!(
+        "{over} ({})",
+        selected.after_position
+    )))
 }
 
 /// The position that the stream began behind: what a watch from now on resumes from when it is

@@ -75,30 +75,42 @@ impl Service {
         let method = Method::GetMissionStatus;
         let principal = self.gate.enter(&request, method)?;
         let request = request.into_inner();
-        let not_found = || Status::not_found(unknown(&request.mission_id));
-        let id: MissionId = request.mission_id.parse().map_err(|_| not_found())?;
         let about = About::mission(&request.mission_id);
         let _place = self.place(&self.others, &principal, method, about)?;
+        let (id, view) = self.see(&principal, method, &request.mission_id).await?;
+        Ok(status_response(&id, &view.state))
+    }
+
+    /// A mission that the caller may see.
+    pub(super) async fn see(
+        &self,
+        principal: &Principal,
+        method: Method,
+        mission_id: &str,
+    ) -> Result<(MissionId, MissionView), Status> {
+        let not_found = || Status::not_found(unknown(mission_id));
+        let id: MissionId = mission_id.parse().map_err(|_| not_found())?;
         let view = within(self.engine.status(&id))
             .await?
-            .map_err(|e| journal(&e))?;
-        let MissionView { command, state } = view.ok_or_else(not_found)?;
-        let fleet = self.fleet(&command);
+            .map_err(|e| journal(&e))?
+            .ok_or_else(not_found)?;
+        let command = &view.command;
+        let fleet = self.fleet(command);
         let robot = RobotRef {
             robot: &command.robot_id,
             fleet: fleet.as_ref(),
         };
-        if !self.gate.may_see(&principal, method, robot) {
+        if !self.gate.may_see(principal, method, robot) {
             let reason = format!(
                 "no policy rule lets {principal} see missions of robot {}",
                 command.robot_id
             );
-            let about = About::command(&command);
+            let about = About::command(command);
             self.gate
-                .refused(&principal, method, about, "PERMISSION_DENIED", &reason);
+                .refused(principal, method, about, "PERMISSION_DENIED", &reason);
             return Err(Status::permission_denied(reason));
         }
-        Ok(status_response(&id, &state))
+        Ok((id, view))
     }
 
     pub(super) async fn confirm(
@@ -228,7 +240,7 @@ pub(super) fn reason(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
-fn unknown(mission_id: &str) -> String {
+pub(super) fn unknown(mission_id: &str) -> String {
     format!("mission {} is not known", reason(mission_id))
 }
 

@@ -169,7 +169,7 @@ impl pb::mission_service_server::MissionService for Service {
         &self,
         request: Request<pb::WatchMissionsRequest>,
     ) -> Result<Response<Self::WatchMissionsStream>, Status> {
-        self.watch(request)
+        self.watch(request).await
     }
 
     async fn confirm_mission(

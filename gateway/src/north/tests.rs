@@ -290,22 +290,36 @@ async fn reads_that_wait_for_one_that_hangs_take_no_threads() {
 async fn one_caller_cannot_open_all_watches() {
     let stalled = Stalled::new().await;
     let service = &stalled.service;
-    let all = pb::WatchMissionsRequest::default;
-    let mut open: Vec<_> = (0..WATCHES)
-        .map(|_| service.watch(from_caller(all())).unwrap())
-        .collect();
-    let code = |refused: Result<_, Status>| refused.err().map(|status| status.code());
-    assert_eq!(
-        code(service.watch(from_caller(all()))),
-        Some(tonic::Code::ResourceExhausted)
-    );
-    for _ in 0..WATCHES {
-        open.push(service.watch(from("spiffe://a.b/other", all())).unwrap());
+    let watch = |who| service.watch(from(who, pb::WatchMissionsRequest::default()));
+    let mut open = Vec::new();
+    for who in ["spiffe://a.b/one", "spiffe://a.b/other"] {
+        for _ in 0..WATCHES {
+            open.push(watch(who).await.unwrap());
+        }
+        let refused = watch(who).await.err().map(|status| status.code());
+        assert_eq!(refused, Some(tonic::Code::ResourceExhausted));
     }
-    assert_eq!(
-        code(service.watch(from("spiffe://a.b/third", all()))),
-        Some(tonic::Code::ResourceExhausted)
-    );
+    let refused = watch("spiffe://a.b/third").await.err();
+    let refused = refused.map(|status| status.code());
+    assert_eq!(refused, Some(tonic::Code::ResourceExhausted));
     open.clear();
-    assert_eq!(code(service.watch(from_caller(all()))), None);
+    assert!(watch("spiffe://a.b/one").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_watch_of_a_mission_that_is_not_known_is_refused_and_takes_no_place() {
+    let stalled = Stalled::new().await;
+    let watch = |id: &str| {
+        let wanted = pb::WatchMissionsRequest {
+            mission_id: id.into(),
+            ..Default::default()
+        };
+        stalled.service.watch(from_caller(wanted))
+    };
+    for id in ["m-1", "a/b"] {
+        for _ in 0..=WATCHES {
+            let refused = watch(id).await.err().map(|status| status.code());
+            assert_eq!(refused, Some(tonic::Code::NotFound), "{id}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::{
     Service,
     gate::{About, Gate},
-    missions::journal,
+    missions::{journal, unknown},
     places::Place,
 };
 use crate::{
@@ -35,8 +35,7 @@ struct Watcher {
     principal: Principal,
     wanted: pb::WatchMissionsRequest,
     after: u64,
-    /// The number of the wanted mission, once it has one.
-    mission: Option<u64>,
+    mission: Option<Wanted>,
     head: watch::Receiver<u64>,
     page: VecDeque<Update>,
     closing: CancellationToken,
@@ -44,8 +43,16 @@ struct Watcher {
     _place: Place,
 }
 
+/// The one mission that is watched.
+#[derive(Clone, Copy)]
+struct Wanted {
+    number: u64,
+    /// It had ended when the watch began.
+    had_ended: bool,
+}
+
 impl Service {
-    pub(super) fn watch(
+    pub(super) async fn watch(
         &self,
         request: Request<pb::WatchMissionsRequest>,
     ) -> Result<Response<Updates>, Status> {
@@ -67,18 +74,24 @@ impl Service {
                 wanted.after_position
             )));
         }
-        let after = if wanted.from_now {
+        let mut after = if wanted.from_now {
             newest
         } else {
             wanted.after_position
         };
+        let mission = self.wanted_mission(&principal, &wanted).await?;
+        if let Some(Wanted { number, .. }) = mission {
+            // The number is the position of the mission's first state: what is before it need
+            // not be searched.
+            after = after.max(number.saturating_sub(1));
+        }
         let watcher = Watcher {
             engine: self.engine.clone(),
             gate: self.gate.clone(),
             principal,
             after,
             wanted,
-            mission: None,
+            mission,
             head,
             page: VecDeque::new(),
             closing: self.closing.clone(),
@@ -90,6 +103,24 @@ impl Service {
             .metadata_mut()
             .insert(POSITION, MetadataValue::from(after));
         Ok(response)
+    }
+
+    /// Who watches a mission that is not known, or that he may not see, would wait in vain.
+    async fn wanted_mission(
+        &self,
+        principal: &Principal,
+        wanted: &pb::WatchMissionsRequest,
+    ) -> Result<Option<Wanted>, Status> {
+        if wanted.mission_id.is_empty() {
+            return Ok(None);
+        }
+        let method = Method::WatchMissions;
+        let (id, view) = self.see(principal, method, &wanted.mission_id).await?;
+        let number = self.engine.number(&id);
+        Ok(Some(Wanted {
+            number: number.ok_or_else(|| Status::not_found(unknown(&wanted.mission_id)))?,
+            had_ended: view.state.status.is_terminal(),
+        }))
     }
 }
 
@@ -107,7 +138,8 @@ impl Watcher {
                 return Some((Ok(message), self));
             }
             let newest = *self.head.borrow_and_update();
-            if self.after < newest {
+            let had_ended = self.mission.is_some_and(|mission| mission.had_ended);
+            if self.after < newest || had_ended {
                 if let Err(status) = self.read(newest).await {
                     self.over = true;
                     return Some((Err(status), self));
@@ -126,25 +158,14 @@ impl Watcher {
     }
 
     async fn read(&mut self, newest: u64) -> Result<(), Status> {
-        if self.mission.is_none() && !self.wanted.mission_id.is_empty() {
-            let id = self.wanted.mission_id.parse().ok();
-            self.mission = id.and_then(|id| self.engine.number(&id));
-            if self.mission.is_none() {
-                // Not accepted yet: nothing up to here is about it.
-                self.after = newest;
-                return Ok(());
-            }
-            // The number is the position of the mission's first state: what is before it need
-            // not be searched.
-            let first = self.mission.unwrap_or_default();
-            self.after = self.after.max(first.saturating_sub(1));
-        }
         let reader = self.engine.journal().reader();
         let page = reader
-            .updates(self.after, self.mission, PAGE)
+            .updates(self.after, self.mission.map(|m| m.number), PAGE)
             .await
             .map_err(|e| journal(&e))?;
         match page.last() {
+            // The caller has seen its end.
+            None if self.mission.is_some_and(|mission| mission.had_ended) => self.over = true,
             None => self.after = self.after.max(newest),
             Some(_) => self.page = page.into(),
         }

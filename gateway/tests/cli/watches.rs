@@ -56,7 +56,7 @@ async fn a_watch_that_is_interrupted_resumes_behind_the_last_update_it_saw() {
                 vec![update(4, "Pending"), update(7, "Dispatched")],
                 Some(Status::unavailable("bye")),
             ),
-            (vec![], None),
+            (vec![], Some(Status::unavailable("again"))),
             (vec![update(9, "Executing")], None),
         ],
     );

@@ -131,7 +131,10 @@ fn only_topics_that_had_a_status_are_cleared_and_all_of_them_for_unknown_mission
 fn what_is_kept_of_missions_is_bounded() {
     let router = router();
     for n in 0..=MAX_TRACKED {
-        router.track(&format!("m{n}").parse().unwrap(), &Arc::new(robot("a", "t")));
+        router.track(
+            &format!("m{n}").parse().unwrap(),
+            &Arc::new(robot("a", "t")),
+        );
     }
     assert_eq!(lock(&router.tracked).len(), MAX_TRACKED);
 }

@@ -143,6 +143,24 @@ async fn missions_are_dispatched_followed_cancelled_stopped_and_confirmed() {
     assert_contains(&out, "it takes dock, navigate_to, undock");
 }
 
+#[tokio::test]
+async fn a_watch_that_would_wait_in_vain_says_so() {
+    let world = World::new(TTL).await;
+    let _gateway = world.serve().await;
+    let dispatch = "mission dispatch --robot sim-mqtt --action dock --mission-id m-1 --follow";
+    told(&world, CONTROL_PLANE, 0, dispatch).await;
+    let unknown = done(&world, OPERATOR, "mission watch m-2").await;
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert_eq!(unknown.err, "error: mission m-2 is not known\n");
+
+    let seen = told(&world, OPERATOR, 0, "mission watch m-1 --json").await;
+    let (last, ..) = positions(&seen).pop().unwrap();
+    let behind = format!("mission watch m-1 --after {last}");
+    let over = done(&world, OPERATOR, &behind).await;
+    assert_eq!(over.code, Some(1), "{over:?}");
+    assert_contains(&over.err, "error: the mission has ended");
+}
+
 async fn reached(world: &World, mission: &str, status: &str) {
     until(&format!("{mission} is {status}"), || async {
         let told = json(world, OPERATOR, &format!("mission status {mission}")).await;

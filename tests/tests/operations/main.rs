@@ -335,9 +335,7 @@ async fn health_and_reflection_answer_over_mutual_tls() {
         asked(MessageRequest::FileContainingSymbol(SERVICE.into())),
     ];
     let mut reflection = ServerReflectionClient::new(channel.0.clone());
-    let answers = reflection
-        .server_reflection_info(stream::iter(asks))
-        .await;
+    let answers = reflection.server_reflection_info(stream::iter(asks)).await;
     let mut answers = answers.unwrap().into_inner();
     let mut next = async || answers.message().await.unwrap().unwrap().message_response;
     let Some(MessageResponse::ListServicesResponse(list)) = next().await else {
