@@ -71,6 +71,8 @@ pub(super) async fn perform(stage: &Stage, addresses: Addresses) -> anyhow::Resu
     let generations = identity.current().map_or(0, |svid| svid.generation - first);
     watch.abort();
     rotations.abort();
+    // It is to have let go of the connection before the gateway ends, which would be news to it.
+    let _ = watch.await;
     demo.judge(&rows?, generations)
 }
 

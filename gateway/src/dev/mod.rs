@@ -16,11 +16,14 @@ use crate::{
     config::{ConfigError, Place},
     supervisor::Orders,
 };
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+
+/// The journal's name in the state folder.
+const JOURNAL: &str = "journal.sqlite";
 
 /// SVIDs of `dev` live as long as SPIRE's.
 const TTL: Duration = Duration::from_secs(3600);
@@ -42,6 +45,9 @@ pub struct DevOptions {
 /// # Errors
 /// Where something cannot be started.
 pub fn run(options: &DevOptions) -> anyhow::Result<bool> {
+    if let Some(dir) = options.state_dir.as_ref().filter(|_| options.demo) {
+        begins_anew(dir)?;
+    }
     let temporary = match &options.state_dir {
         Some(_) => None,
         None => Some(
@@ -60,6 +66,17 @@ pub fn run(options: &DevOptions) -> anyhow::Result<bool> {
     let result = runtime.block_on(perform(&dir, options.demo));
     runtime.shutdown_background();
     result
+}
+
+/// The demo's missions have the same names each time; what an earlier one left would answer them.
+fn begins_anew(dir: &Path) -> anyhow::Result<()> {
+    if dir.join(JOURNAL).exists() {
+        bail!(
+            "{}: there is state of an earlier run, and the demo begins anew; name another folder, or none",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 async fn perform(dir: &Path, demo: bool) -> anyhow::Result<bool> {

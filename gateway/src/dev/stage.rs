@@ -1,6 +1,7 @@
 //! What `dev` sets up around the gateway.
 
 use super::{
+    JOURNAL,
     broker::{self, Access, AclRule, Broker, client_id_prefix},
     robot::{
         ExecutionLog, RobotConfig, WhenBusy,
@@ -225,7 +226,7 @@ listen = "127.0.0.1:{health}"
 listen = "127.0.0.1:{admin}"
 
 [journal]
-path = "{dir}/journal.sqlite"
+path = "{dir}/{JOURNAL}"
 
 [audit]
 path = "{dir}/audit.jsonl"

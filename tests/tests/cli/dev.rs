@@ -75,6 +75,17 @@ async fn dev_tells_commands_that_work_and_ends_promptly_on_ctrl_c() {
 }
 
 #[tokio::test]
+async fn the_demo_takes_no_folder_with_the_state_of_an_earlier_run() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("journal.sqlite"), "").unwrap();
+    let words = ["--demo", "--state-dir", dir.path().to_str().unwrap()];
+    let demo = Process::spawn(dev(&words, "127.0.0.1:0")).ended().await;
+    assert_eq!(demo.code, Some(1), "{demo:?}");
+    assert_contains(&demo.err, "name another folder, or none");
+    assert!(demo.took < Duration::from_secs(5), "{demo:?}");
+}
+
+#[tokio::test]
 async fn dev_with_a_port_in_use_says_what_to_do_about_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
