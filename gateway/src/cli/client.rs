@@ -10,7 +10,7 @@ use portarium_protocols::grpc::{
     ALPN, Channel, ChannelError, Connection, GrpcError, Target, connect,
     pb::mission_service_client::MissionServiceClient,
 };
-use std::{env, net::IpAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, env, net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
@@ -96,6 +96,32 @@ pub(super) async fn svid(manager: &SvidManager) -> anyhow::Result<Arc<Snapshot>>
     }
 }
 
+/// As whom the gateway is called.
+struct Own {
+    manager: SvidManager,
+    tls: ClientTls,
+    svid: Arc<Snapshot>,
+}
+
+/// A connection that is kept up for as long as the command runs.
+pub(super) struct Kept {
+    pub(super) connection: Connection,
+    manager: Option<SvidManager>,
+}
+
+impl Kept {
+    /// Cuts the connection whenever the gateway, or we ourselves, would not be accepted now.
+    pub(super) async fn recheck(&self) -> Infallible {
+        if let Some(manager) = &self.manager {
+            let mut snapshots = manager.snapshots();
+            while snapshots.changed().await.is_ok() {
+                self.connection.recheck();
+            }
+        }
+        std::future::pending().await
+    }
+}
+
 impl ClientArgs {
     /// Connects once, for a few calls.
     pub(super) async fn connect(&self) -> anyhow::Result<Missions> {
@@ -104,18 +130,21 @@ impl ClientArgs {
     }
 
     /// A connection that is kept up, once it stood for the first time.
-    pub(super) async fn keep_connected(&self) -> anyhow::Result<Connection> {
+    pub(super) async fn keep_connected(&self) -> anyhow::Result<Kept> {
         let tls = self.tls().await?;
         // One attempt tells more precisely what is wrong than a connection that goes on trying.
         self.reach(tls.as_ref()).await?;
-        let tls = tls.map(|(tls, _)| tls);
-        Ok(Connection::start(self.server.clone(), tls, "gateway"))
+        let (manager, tls) = tls.map(|own| (own.manager, own.tls)).unzip();
+        Ok(Kept {
+            connection: Connection::start(self.server.clone(), tls, "gateway"),
+            manager,
+        })
     }
 
-    async fn reach(&self, tls: Option<&(ClientTls, Arc<Snapshot>)>) -> anyhow::Result<Channel> {
-        let channel = connect(&self.server, tls.map(|(tls, _)| tls)).await;
+    async fn reach(&self, tls: Option<&Own>) -> anyhow::Result<Channel> {
+        let channel = connect(&self.server, tls.map(|own| &own.tls)).await;
         let as_whom = || match tls {
-            Some((_, svid)) => format!("{} as {}", self.server, svid.spiffe_id),
+            Some(own) => format!("{} as {}", self.server, own.svid.spiffe_id),
             None => format!("{} in plaintext", self.server),
         };
         match channel {
@@ -128,16 +157,14 @@ impl ClientArgs {
         }
     }
 
-    async fn tls(&self) -> anyhow::Result<Option<(ClientTls, Arc<Snapshot>)>> {
+    async fn tls(&self) -> anyhow::Result<Option<Own>> {
         let Some(server) = self.server_id.clone().filter(|_| !self.plaintext) else {
             return self.on_this_machine().map(|()| None);
         };
         let manager = self.identity.manager()?;
         let svid = svid(&manager).await?;
-        Ok(Some((
-            manager.client_tls(PeerPolicy::new([server]), ALPN),
-            svid,
-        )))
+        let tls = manager.client_tls(PeerPolicy::new([server]), ALPN);
+        Ok(Some(Own { manager, tls, svid }))
     }
 
     fn on_this_machine(&self) -> anyhow::Result<()> {

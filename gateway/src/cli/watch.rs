@@ -106,13 +106,24 @@ enum Ended {
 /// position seen whenever it ends.
 async fn watch(
     client: &ClientArgs,
+    selected: WatchMissionsRequest,
+    show: impl FnMut(MissionUpdate) -> io::Result<Option<Done>>,
+) -> anyhow::Result<Done> {
+    let kept = client.keep_connected().await?;
+    tokio::select! {
+        end = resume(&kept.connection, selected, show) => end,
+        never = kept.recheck() => match never {},
+    }
+}
+
+async fn resume(
+    connection: &Connection,
     mut selected: WatchMissionsRequest,
     mut show: impl FnMut(MissionUpdate) -> io::Result<Option<Done>>,
 ) -> anyhow::Result<Done> {
-    let connection = client.keep_connected().await?;
     let mut last_told = None;
     loop {
-        match stream(&connection, &mut selected, &mut show).await {
+        match stream(connection, &mut selected, &mut show).await {
             Ok(done) => return Ok(done),
             Err(Ended::ForGood(error)) => return Err(error),
             Err(Ended::Interrupted(reason)) => {

@@ -188,3 +188,29 @@ async fn the_watch_of_one_mission_ends_with_it() {
     let (exit, out, err) = world.says("mission watch m-1").await;
     assert_eq!((exit, out.lines().count(), err.as_str()), (0, 2, ""));
 }
+
+#[tokio::test]
+async fn a_watch_does_not_go_on_with_an_identity_that_was_withdrawn() {
+    let world = World::new().await;
+    let mut child = world
+        .command("mission watch m-1")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let watched = async {
+        while world.script.watched.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), watched).await.unwrap();
+    world.authority.set_entries(Vec::new());
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    let interrupted = async {
+        while let Some(line) = told.next_line().await.unwrap() {
+            if line.starts_with("the watch was interrupted") {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), interrupted).await.unwrap();
+}
