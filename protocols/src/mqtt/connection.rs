@@ -5,7 +5,7 @@
 use super::{
     dial::{Dialled, HANDSHAKE_LIMIT, LinkError, Stream, Trust},
     handshake::{Granted, Hello, connect},
-    inbox::{Acknowledge, Inbox},
+    inbox::{Acknowledge, Inbox, RECEIVE_MAXIMUM},
     incoming::{next_packet, read_some, unexpected},
     inflight::InFlight,
     lane_state::LaneState,
@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use portarium_identity::Lease;
 use rumqttc::v5::mqttbytes::{
     QoS,
-    v5::{ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, PubAck, Publish, SubAck},
+    v5::{ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, Publish, SubAck},
 };
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 use tokio::{
@@ -200,8 +200,7 @@ impl Connection {
                 Ok(())
             }
             id = hand_over(inbox.as_deref_mut()), if waiting => {
-                self.acknowledge(id);
-                Ok(())
+                self.acknowledge(id)
             }
             _ = self.tick.tick() => {
                 if let (Some(feed), false) = (feed, may_take) {
@@ -296,7 +295,7 @@ impl Connection {
             ));
         }
         if inbox.is_none_or(|inbox| inbox.accept(publish) == Acknowledge::Now) {
-            self.acknowledge(publish.pkid);
+            return self.acknowledge(publish.pkid);
         }
         Ok(())
     }
@@ -314,12 +313,15 @@ impl Connection {
         }
     }
 
-    /// Acknowledges a message; 0 is the id of those that need none.
-    fn acknowledge(&mut self, id: u16) {
-        if id != 0 {
-            self.outgoing
-                .put_small(&Packet::PubAck(PubAck::new(id, None)));
+    /// Acknowledges a message; 0 is the id of those that need none. A broker that sends on and
+    /// takes no acknowledgement breaks its word: they would fill the memory.
+    fn acknowledge(&mut self, id: u16) -> Result<(), LinkError> {
+        if id != 0 && self.outgoing.put_ack(id) > usize::from(RECEIVE_MAXIMUM) {
+            return Err(LinkError::Malformed(
+                "more messages at a time than our receive maximum".to_owned(),
+            ));
         }
+        Ok(())
     }
 
     fn check_time(&mut self, reading: bool) -> Result<(), LinkError> {

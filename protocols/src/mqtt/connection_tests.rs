@@ -7,7 +7,7 @@ use crate::mqtt::{
     queue::{Queue, queue},
     router::Router,
 };
-use rumqttc::v5::mqttbytes::v5::{ConnAck, PingResp, PubAckReason};
+use rumqttc::v5::mqttbytes::v5::{ConnAck, PingResp, PubAck, PubAckReason};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::mpsc,
@@ -326,4 +326,31 @@ async fn leave_is_taken_once_what_was_sent_is_acknowledged() {
     let ((), last) = tokio::join!(finish, ends);
     assert!(matches!(last, Packet::Disconnect(_)));
     assert_eq!(answer.await.unwrap(), Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_broker_that_sends_on_and_takes_no_acknowledgement_is_left() {
+    let (_queue, mut broker, task) = serving(10).await;
+    let mut bytes = BytesMut::new();
+    let mut publish = Publish::new("t", QoS::AtLeastOnce, "p", None);
+    // The pipe takes 1,024 acknowledgements before any has to wait.
+    for n in 0..3 * RECEIVE_MAXIMUM {
+        publish.pkid = n + 1;
+        Packet::Publish(publish.clone())
+            .write(&mut bytes, None)
+            .unwrap();
+    }
+    let flood = async {
+        // It fails once we have left.
+        let _ = broker.stream.write_all(&bytes).await;
+        pending::<()>().await
+    };
+    tokio::select! {
+        () = flood => {}
+        error = task => {
+            let error = error.unwrap().to_string();
+            assert!(error.contains("receive maximum"), "{error}");
+        }
+        () = tokio::time::sleep(Duration::from_secs(5)) => panic!("all of it was taken"),
+    }
 }

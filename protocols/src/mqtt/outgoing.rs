@@ -4,9 +4,9 @@ use super::queue::{Message, TOO_SLOW};
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     self, QoS,
-    v5::{Filter, Packet, PingReq, Publish, PublishProperties, Subscribe, Unsubscribe},
+    v5::{Filter, Packet, PingReq, PubAck, Publish, PublishProperties, Subscribe, Unsubscribe},
 };
-use std::{io, time::Duration};
+use std::{collections::VecDeque, io, time::Duration};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     time::Instant,
@@ -20,6 +20,8 @@ pub(crate) struct Outgoing {
     unflushed: bool,
     last_put: Instant,
     last_ping: Option<Instant>,
+    /// Where those acknowledgements end that the socket may not have taken.
+    acknowledged: VecDeque<u64>,
     pub(crate) max_packet: Option<u32>,
 }
 
@@ -31,6 +33,7 @@ impl Default for Outgoing {
             unflushed: false,
             last_put: Instant::now(),
             last_ping: None,
+            acknowledged: VecDeque::new(),
             max_packet: None,
         }
     }
@@ -89,6 +92,20 @@ impl Outgoing {
         // Encoding fails for lengths beyond the protocol's only, 256 MB.
         let put = self.put(packet);
         debug_assert!(put.is_ok(), "{put:?}");
+    }
+
+    /// Puts in the acknowledgement of a message, and says how many the socket has not taken.
+    pub(crate) fn put_ack(&mut self, id: u16) -> usize {
+        self.put_small(&Packet::PubAck(PubAck::new(id, None)));
+        while self
+            .acknowledged
+            .front()
+            .is_some_and(|end| *end <= self.written)
+        {
+            self.acknowledged.pop_front();
+        }
+        self.acknowledged.push_back(self.end());
+        self.acknowledged.len()
     }
 
     pub(crate) fn put_ping(&mut self, now: Instant, every: Duration) {
