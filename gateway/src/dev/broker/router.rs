@@ -28,7 +28,7 @@ struct Subscription {
 pub(super) enum Routed {
     Delivered,
     NobodySubscribed,
-    /// A queue or the store of retained messages is full, so that someone will not get it.
+    /// The queues of all who subscribed are full, or the store of retained messages is.
     Dropped,
 }
 
@@ -202,10 +202,12 @@ impl Router {
 
     /// Hands a message to all who subscribed, and keeps it if it is to be retained.
     pub(super) fn publish(&mut self, from: &str, message: &Arc<Message>) -> Routed {
-        let mut routed = Routed::NobodySubscribed;
-        if message.retain && !self.retain(message) {
-            routed = Routed::Dropped;
-        }
+        let stored = !message.retain || self.retain(message);
+        let mut routed = if stored {
+            Routed::NobodySubscribed
+        } else {
+            Routed::Dropped
+        };
         let mut to: Vec<(&Arc<Session>, Delivery)> = Vec::new();
         self.tree.find(message.name(), &mut |subscription| {
             if !(subscription.no_local && *subscription.session.client_id == *from) {
@@ -223,9 +225,11 @@ impl Router {
         to.dedup_by_key(|(s, _)| Arc::as_ptr(s));
         for (session, delivery) in to {
             let kept = push(session, delivery, self.limits.queue());
+            // A refusal says that nobody gets it, and may be followed by another attempt.
             routed = match (kept, routed) {
-                (false, _) | (true, Routed::Dropped) => Routed::Dropped,
-                (true, _) => Routed::Delivered,
+                (true, _) if stored => Routed::Delivered,
+                (false, Routed::NobodySubscribed) => Routed::Dropped,
+                _ => routed,
             };
         }
         routed

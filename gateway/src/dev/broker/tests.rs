@@ -235,6 +235,32 @@ async fn no_more_is_in_flight_than_the_client_takes_at_a_time() {
 }
 
 #[tokio::test]
+async fn what_somebody_gets_is_not_refused_because_anothers_queue_is_full() {
+    let limits = Limits {
+        queued_messages: 1,
+        ..Limits::default()
+    };
+    let broker = broker(limits).await;
+    for (id, filter) in [("all", "#"), ("one", "t")] {
+        let (mut client, _) = Client::connect(lasting(&broker, id)).await;
+        client.subscribe(filter).await;
+        client.vanish().await;
+    }
+    let (mut publisher, _) = Client::connect(options(&broker, "p")).await;
+    for (topic, reason) in [
+        ("other", PubAckReason::Success),
+        ("t", PubAckReason::Success),
+        ("t", PubAckReason::QuotaExceeded),
+    ] {
+        assert_eq!(
+            publisher.publish(topic, false, "x").await,
+            reason,
+            "{topic}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_a_full_queue_drops_its_publisher_is_told() {
     let limits = Limits {
         queued_messages: 2,
