@@ -122,9 +122,10 @@ impl Connections {
         let with_peer: Vec<_> = with_peer.collect();
         // The lock is not held while signatures are verified.
         drop(open);
-        let unwanted = with_peer
-            .iter()
-            .filter(|(authenticated, _)| tls.recheck(&authenticated.peer, &authenticated.chain).is_err());
+        let unwanted = with_peer.iter().filter(|(authenticated, _)| {
+            tls.recheck(&authenticated.peer, &authenticated.chain)
+                .is_err()
+        });
         unwanted.map(|(_, cut)| cut.cut()).count()
     }
 
