@@ -86,9 +86,6 @@ pub(super) struct Line<'a> {
     pub(super) time: Stamp,
     #[serde(flatten)]
     pub(super) entry: &'a Entry<'a>,
-    /// Refused handshakes that were left out before this one.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(super) suppressed: u64,
 }
 
 /// Stands where lines were given up.
@@ -96,6 +93,16 @@ pub(super) struct Line<'a> {
 pub(super) struct Gap {
     pub(super) time: Stamp,
     pub(super) dropped: u64,
+}
+
+/// Stands for refused handshakes that got no line of their own.
+#[derive(Serialize)]
+pub(super) struct Suppressed<'a> {
+    pub(super) time: Stamp,
+    pub(super) decision: Decision,
+    pub(super) method: &'a str,
+    pub(super) reason: &'a str,
+    pub(super) suppressed: u64,
 }
 
 /// RFC 3339, UTC, with milliseconds.
@@ -106,11 +113,6 @@ impl Serialize for Stamp {
         let text = OffsetDateTime::from(self.0).format(RFC3339_MS);
         serializer.serialize_str(&text.map_err(serde::ser::Error::custom)?)
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
-fn is_zero(n: &u64) -> bool {
-    *n == 0
 }
 
 fn shown<S: Serializer>(caller: &Option<&dyn Shown>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -8,13 +8,15 @@
 //! ```
 //!
 //! (on one line). Fields that do not apply are left out. Parameters, keys and tokens have no
-//! field. Where lines had to be given up, `{"time":…,"dropped":n}` stands in their place.
+//! field. Where lines had to be given up, `{"time":…,"dropped":n}` stands in their place, and
+//! where many handshakes were refused for one reason, one line has the number in `suppressed`.
 //!
 //! Nobody waits for it: [`Audit::record`] puts the line into a bounded queue or counts it as
 //! dropped, and a thread of its own writes and syncs. A disk that is full costs lines, and
 //! nothing else.
 
 mod entry;
+mod flood;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -22,6 +24,7 @@ mod writer;
 pub use entry::{Decision, Entry};
 
 use entry::{Line, Stamp};
+use flood::Flood;
 use portarium_identity::SpiffeId;
 use std::{
     fs::{File, OpenOptions},
@@ -41,10 +44,6 @@ use writer::{Sink, Writer};
 
 /// How many lines may wait for the disk.
 const QUEUE: usize = 4096;
-
-/// How many refused handshakes are written per second. Anyone who reaches the port can cause
-/// them, and must not fill the disk.
-const HANDSHAKES_PER_SECOND: u32 = 20;
 
 /// Where decisions are written down. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,16 +71,9 @@ struct Shared {
     queued: AtomicU64,
     write_errors: AtomicU64,
     closing: AtomicBool,
-    handshakes: Mutex<Window>,
+    flood: Flood,
+    suppressed: AtomicU64,
     ended: Mutex<Receiver<()>>,
-}
-
-/// The refused handshakes of one second.
-#[derive(Debug)]
-struct Window {
-    began: SystemTime,
-    written: u32,
-    suppressed: u64,
 }
 
 /// How the audit does, for metrics.
@@ -91,6 +83,8 @@ pub struct AuditCounts {
     pub queued: u64,
     /// Lines given up since the start: queue full, or not written.
     pub dropped: u64,
+    /// Refused handshakes since the start that were told together with others.
+    pub suppressed: u64,
     /// Writes and syncs that failed since the start.
     pub write_errors: u64,
 }
@@ -118,11 +112,8 @@ impl Audit {
             queued: AtomicU64::new(0),
             write_errors: AtomicU64::new(0),
             closing: AtomicBool::new(false),
-            handshakes: Mutex::new(Window {
-                began: SystemTime::UNIX_EPOCH,
-                written: 0,
-                suppressed: 0,
-            }),
+            flood: Flood::default(),
+            suppressed: AtomicU64::new(0),
             ended: Mutex::new(ended),
         });
         let writer = Writer::new(sink, torn, received, Arc::clone(&shared));
@@ -141,12 +132,24 @@ impl Audit {
         self.send(&Line {
             time: Stamp(now),
             entry,
-            suppressed: 0,
         });
     }
 
-    /// Writes down that a peer did not get through the TLS handshake; at most a few per second,
-    /// and the next one says how many were left out.
+    /// Writes down who got a connection, with SPIFFE ID and serial number.
+    pub fn handshake_admitted(&self, now: SystemTime, remote: SocketAddr, peer: (&SpiffeId, &str)) {
+        let (id, serial) = peer;
+        let entry = Entry {
+            caller: Some(id),
+            serial,
+            remote: Some(remote),
+            outcome: "admitted",
+            ..Entry::new(Decision::Allowed, "handshake")
+        };
+        self.record(now, &entry);
+    }
+
+    /// Writes down that a peer got no connection. Beyond a few per second one line tells how many
+    /// more there were of each reason.
     pub fn handshake_refused(
         &self,
         now: SystemTime,
@@ -154,9 +157,10 @@ impl Audit {
         shown: Option<(&SpiffeId, &str)>,
         reason: &str,
     ) {
-        let Some(suppressed) = self.shared.admit_handshake(now) else {
+        if !self.shared.flood.admits(reason) {
+            self.shared.suppressed.fetch_add(1, Ordering::Relaxed);
             return;
-        };
+        }
         let entry = Entry {
             caller: shown.map(|(id, _)| id as _),
             serial: shown.map_or("", |(_, serial)| serial),
@@ -164,11 +168,7 @@ impl Audit {
             reason,
             ..Entry::new(Decision::Refused, "handshake")
         };
-        self.send(&Line {
-            time: Stamp(now),
-            entry: &entry,
-            suppressed,
-        });
+        self.record(now, &entry);
     }
 
     /// Writes down that the configuration was read again, and why it was refused, in case.
@@ -191,6 +191,7 @@ impl Audit {
         AuditCounts {
             queued: self.shared.queued.load(Ordering::Relaxed),
             dropped: self.shared.dropped_ever.load(Ordering::Relaxed),
+            suppressed: self.shared.suppressed.load(Ordering::Relaxed),
             write_errors: self.shared.write_errors.load(Ordering::Relaxed),
         }
     }
@@ -237,26 +238,6 @@ impl Shared {
     fn drop_lines(&self, untold: u64, new: u64) {
         self.dropped.fetch_add(untold, Ordering::Relaxed);
         self.dropped_ever.fetch_add(new, Ordering::Relaxed);
-    }
-
-    /// The number left out before this one, if this one may be written.
-    fn admit_handshake(&self, now: SystemTime) -> Option<u64> {
-        let mut window = self
-            .handshakes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A clock that was stepped back begins a new window too.
-        let age = now.duration_since(window.began).unwrap_or(Duration::MAX);
-        if age >= Duration::from_secs(1) {
-            window.began = now;
-            window.written = 0;
-        }
-        if window.written == HANDSHAKES_PER_SECOND {
-            window.suppressed += 1;
-            return None;
-        }
-        window.written += 1;
-        Some(std::mem::take(&mut window.suppressed))
     }
 }
 

@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used)]
-use super::*;
+use super::{
+    flood::{LINES_PER_SECOND, REASONS},
+    *,
+};
 use crate::policy::Principal;
 use serde_json::Value;
 use std::{os::unix::fs::PermissionsExt as _, sync::mpsc::Sender};
@@ -178,6 +181,7 @@ fn a_full_queue_drops_lines_and_the_next_one_tells_how_many() {
         AuditCounts {
             queued: 2,
             dropped: 3,
+            suppressed: 0,
             write_errors: 0
         }
     );
@@ -268,32 +272,115 @@ fn what_is_recorded_after_the_end_is_counted() {
     assert_eq!(audit.counts().dropped, 1);
 }
 
+/// All refused handshakes that the lines tell of, by reason.
+fn refused_in(lines: &[Value]) -> std::collections::BTreeMap<&str, u64> {
+    let mut refused = std::collections::BTreeMap::new();
+    for line in lines {
+        assert_eq!(
+            (&line["method"], &line["decision"]),
+            (&"handshake".into(), &"refused".into())
+        );
+        let count = line["suppressed"].as_u64().unwrap_or(1);
+        *refused.entry(line["reason"].as_str().unwrap()).or_default() += count;
+    }
+    refused
+}
+
 #[test]
-fn refused_handshakes_are_bounded_in_rate_and_the_next_one_tells_the_rest() {
+fn refused_handshakes_are_bounded_in_rate_and_the_rest_is_told_by_reason() {
     let disk = Disk::default();
     let audit = Audit::start(disk.clone(), false, 1000).unwrap();
     let remote = "192.0.2.1:5".parse().unwrap();
     let id = SpiffeId::new("spiffe://a.b/x").unwrap();
-    for _ in 0..HANDSHAKES_PER_SECOND + 7 {
+    let shown = Some((&id, "1f"));
+    audit.handshake_refused(NOW, remote, shown, "not admitted");
+    for _ in 0..LINES_PER_SECOND + 7 {
         audit.handshake_refused(NOW, remote, None, "no certificate");
     }
-    audit.handshake_refused(
-        NOW + Duration::from_secs(1),
-        remote,
-        Some((&id, "1f")),
-        "not admitted",
-    );
+    audit.handshake_refused(NOW, remote, shown, "not admitted");
+    // Told once the second is over, though nothing else comes.
+    wait_until(|| disk.content().windows(12).any(|w| w == b"\"suppressed\""));
+    audit.handshake_refused(NOW, remote, shown, "not admitted");
+    assert_eq!(audit.counts().suppressed, 9);
     assert!(audit.close(LONG));
-    let lines = lines(&disk.content());
-    assert_eq!(lines.len() as u32, HANDSHAKES_PER_SECOND + 1);
-    assert_eq!(lines[0].get("suppressed"), None);
-    let last = lines.last().unwrap();
-    assert_eq!(last["suppressed"], 7);
-    assert_eq!(last["method"], "handshake");
-    assert_eq!(last["remote"], "192.0.2.1:5");
-    assert_eq!(last["caller"], "spiffe://a.b/x");
-    assert_eq!(last["serial"], "1f");
-    assert_eq!(last["reason"], "not admitted");
+    let content = disk.content();
+    let lines = lines(&content);
+    assert_eq!(lines.len() as u32, LINES_PER_SECOND + 3);
+    let one_each = |line: &&Value| line.get("suppressed").is_none();
+    assert!(
+        lines[..LINES_PER_SECOND as usize]
+            .iter()
+            .all(|line| one_each(&line))
+    );
+    assert_eq!(
+        refused_in(&lines),
+        [
+            ("no certificate", u64::from(LINES_PER_SECOND) + 7),
+            ("not admitted", 3)
+        ]
+        .into()
+    );
+    assert_eq!(lines[0]["remote"], "192.0.2.1:5");
+    assert_eq!(lines[0]["caller"], "spiffe://a.b/x");
+    assert_eq!(lines[0]["serial"], "1f");
+}
+
+#[test]
+fn reasons_that_peers_make_up_take_a_bounded_number_of_lines() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 1000).unwrap();
+    let remote = "192.0.2.1:5".parse().unwrap();
+    for n in 0..1000 {
+        let reason = format!("{n} is no SPIFFE ID{}", "ö".repeat(10_000));
+        audit.handshake_refused(NOW, remote, None, &reason);
+    }
+    assert!(audit.close(LONG));
+    let content = disk.content();
+    let lines = lines(&content);
+    assert_eq!(lines.len(), LINES_PER_SECOND as usize + REASONS + 1);
+    assert_eq!(refused_in(&lines).values().sum::<u64>(), 1000);
+    assert!(content.len() < lines.len() * 1000);
+}
+
+#[test]
+fn a_disk_that_fails_loses_no_count_of_refused_handshakes() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 1000).unwrap();
+    let remote = "192.0.2.1:5".parse().unwrap();
+    for _ in 0..LINES_PER_SECOND + 7 {
+        audit.handshake_refused(NOW, remote, None, "no certificate");
+    }
+    let whole = |disk: &Disk| disk.content().iter().filter(|b| **b == b'\n').count();
+    wait_until(|| whole(&disk) == LINES_PER_SECOND as usize);
+    disk.set_space(Some(0));
+    wait_until(|| audit.counts().write_errors > 1);
+    disk.set_space(None);
+    assert!(audit.close(LONG));
+    let content = disk.content();
+    let total = u64::from(LINES_PER_SECOND) + 7;
+    let dropped = audit.counts().dropped;
+    let told: u64 = refused_in(&lines(&content)).values().sum();
+    assert_eq!((told, dropped), (total, 0));
+}
+
+#[test]
+fn who_got_a_connection_is_written_down() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let id = SpiffeId::new("spiffe://a.b/x").unwrap();
+    audit.handshake_admitted(NOW, "192.0.2.1:5".parse().unwrap(), (&id, "1f"));
+    assert!(audit.close(LONG));
+    let line = lines(&disk.content()).remove(0);
+    for (field, value) in [
+        ("decision", "allowed"),
+        ("method", "handshake"),
+        ("caller", "spiffe://a.b/x"),
+        ("serial", "1f"),
+        ("remote", "192.0.2.1:5"),
+        ("outcome", "admitted"),
+    ] {
+        assert_eq!(line[field], value, "{line}");
+    }
 }
 
 #[test]

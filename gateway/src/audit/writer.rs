@@ -2,8 +2,9 @@
 
 use super::{
     Message, Shared,
-    entry::{Gap, Stamp},
+    entry::{Decision, Gap, Stamp, Suppressed},
 };
+use serde::Serialize;
 use std::{
     fs::File,
     io::{self, Write as _},
@@ -49,14 +50,22 @@ impl Sink for File {
     }
 }
 
+/// A line of the batch, as far as it has to be made good where it does not get to the sink.
+enum Part {
+    Decision,
+    /// Tells of lines that were given up before.
+    Gap(u64),
+    /// Tells of handshakes that were refused for this reason.
+    Suppressed(Box<str>, u64),
+}
+
 pub(super) struct Writer<S> {
     sink: S,
     lines: Receiver<Message>,
     shared: Arc<Shared>,
     batch: Vec<u8>,
-    /// Lines in the batch, and those that its gaps tell of.
-    batched: u64,
-    told: u64,
+    /// What the batch consists of, and where each of it ends.
+    parts: Vec<(usize, Part)>,
     /// The last line in the sink has no end.
     torn: bool,
     /// When the oldest line was written that may not be durable.
@@ -71,8 +80,7 @@ impl<S: Sink> Writer<S> {
             lines,
             shared,
             batch: Vec::with_capacity(BATCH),
-            batched: 0,
-            told: 0,
+            parts: Vec::new(),
             torn,
             unsynced_since: None,
             last_told: None,
@@ -90,6 +98,9 @@ impl<S: Sink> Writer<S> {
                 Err(RecvTimeoutError::Timeout) => true,
                 Err(RecvTimeoutError::Disconnected) => false,
             };
+            if self.shared.flood.over().is_some_and(is_past) {
+                self.tell_suppressed();
+            }
             self.write();
             let idle = !connected || self.batch_is_last();
             if idle && (!connected || self.shared.closing.load(Ordering::Acquire)) {
@@ -109,8 +120,11 @@ impl<S: Sink> Writer<S> {
         if self.shared.closing.load(Ordering::Acquire) {
             return CLOSING_POLL;
         }
-        let until_sync = |since: Instant| SYNC_EVERY.saturating_sub(since.elapsed());
-        self.unsynced_since.map_or(Duration::MAX, until_sync)
+        let sync = self.unsynced_since.map(|since| since + SYNC_EVERY);
+        let due = [sync, self.shared.flood.over()].into_iter().flatten().min();
+        due.map_or(Duration::MAX, |due| {
+            due.saturating_duration_since(Instant::now())
+        })
     }
 
     fn receive(&self, wait: Duration) -> Result<Message, RecvTimeoutError> {
@@ -150,9 +164,7 @@ impl<S: Sink> Writer<S> {
         };
         self.shared.queued.fetch_sub(1, Ordering::Release);
         self.gap(dropped_before);
-        self.batch.extend_from_slice(&json);
-        self.batch.push(b'\n');
-        self.batched += 1;
+        self.push(&json, Part::Decision);
     }
 
     fn gap(&mut self, dropped: u64) {
@@ -163,10 +175,33 @@ impl<S: Sink> Writer<S> {
             time: Stamp(SystemTime::now()),
             dropped,
         };
-        if serde_json::to_writer(&mut self.batch, &gap).is_ok() {
-            self.batch.push(b'\n');
-            self.told += dropped;
+        self.push_own(&gap, Part::Gap(dropped));
+    }
+
+    fn tell_suppressed(&mut self) {
+        for (reason, count) in self.shared.flood.end() {
+            let line = Suppressed {
+                time: Stamp(SystemTime::now()),
+                decision: Decision::Refused,
+                method: "handshake",
+                reason: &reason,
+                suppressed: count,
+            };
+            self.push_own(&line, Part::Suppressed(reason.clone(), count));
         }
+    }
+
+    fn push_own(&mut self, line: &impl Serialize, part: Part) {
+        // Our own lines are texts and numbers; nothing in them can fail.
+        if let Ok(json) = serde_json::to_vec(line) {
+            self.push(&json, part);
+        }
+    }
+
+    fn push(&mut self, json: &[u8], part: Part) {
+        self.batch.extend_from_slice(json);
+        self.batch.push(b'\n');
+        self.parts.push((self.batch.len(), part));
     }
 
     /// Writes the batch. What fails is given up, since a disk that is full would fill the memory
@@ -178,10 +213,7 @@ impl<S: Sink> Writer<S> {
         if self.torn {
             self.batch.insert(0, b'\n');
         }
-        let (batched, told) = (
-            std::mem::take(&mut self.batched),
-            std::mem::take(&mut self.told),
-        );
+        let shift = usize::from(self.torn);
         let mut written = 0;
         let result = loop {
             match self.sink.append(&self.batch[written..]) {
@@ -199,11 +231,21 @@ impl<S: Sink> Writer<S> {
             self.unsynced_since.get_or_insert_with(Instant::now);
         }
         self.batch.clear();
+        for (end, part) in std::mem::take(&mut self.parts) {
+            if end + shift > written {
+                self.make_good(part);
+            }
+        }
         if let Err(error) = result {
-            // Some of the lines may have been written whole; to say too many are missing is the
-            // safe side.
-            self.shared.drop_lines(batched + told, batched);
             self.failed("write", &error);
+        }
+    }
+
+    fn make_good(&self, lost: Part) {
+        match lost {
+            Part::Decision => self.shared.drop_lines(1, 1),
+            Part::Gap(untold) => self.shared.drop_lines(untold, 0),
+            Part::Suppressed(reason, count) => self.shared.flood.untold(&reason, count),
         }
     }
 
@@ -227,9 +269,14 @@ impl<S: Sink> Writer<S> {
     }
 
     fn finish(mut self) {
+        self.tell_suppressed();
         let untold = self.shared.dropped.swap(0, Ordering::Relaxed);
         self.gap(untold);
         self.write();
         self.sync();
     }
+}
+
+fn is_past(at: Instant) -> bool {
+    at <= Instant::now()
 }

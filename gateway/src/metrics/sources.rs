@@ -294,6 +294,11 @@ impl Page<'_> {
     fn audit(&mut self, audit: AuditCounts) -> fmt::Result {
         self.counter("audit_lines_dropped", "Audit lines given up", audit.dropped)?;
         self.counter(
+            "audit_lines_suppressed",
+            "Refused handshakes that the audit told together with others",
+            audit.suppressed,
+        )?;
+        self.counter(
             "audit_write_errors",
             "Writes of the audit that failed",
             audit.write_errors,

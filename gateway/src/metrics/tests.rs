@@ -58,6 +58,7 @@ fn sampled() -> Arc<Metrics> {
         audit: Box::new(|| AuditCounts {
             queued: 41,
             dropped: 42,
+            suppressed: 44,
             write_errors: 43,
         }),
     });
@@ -108,6 +109,7 @@ fn every_metric_is_there_with_its_value() {
         r#"queue_depth{queue="audit"} 41"#,
         r#"queue_depth{queue="journal"} 34"#,
         "audit_lines_dropped_total 42",
+        "audit_lines_suppressed_total 44",
         "audit_write_errors_total 43",
         r#"mission_transitions_total{adapter="mqtt",status="Pending"} 2"#,
         r#"mission_transitions_total{adapter="mqtt",status="Dispatched"} 1"#,

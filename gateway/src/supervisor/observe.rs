@@ -9,10 +9,14 @@ use crate::{
 };
 use portarium_identity::SvidManager;
 use portarium_protocols::{
-    grpc::{Connections, pb::DispatchStatus},
+    grpc::{Arrival, Connections, pb::DispatchStatus},
     mission::MissionStatus,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// Hands everything on to the metrics.
 pub(super) struct ToMetrics(pub(super) Arc<Metrics>);
@@ -44,6 +48,28 @@ impl EngineObserver for ToMetrics {
 impl ServiceObserver for ToMetrics {
     fn dispatched(&self, status: DispatchStatus, took: Duration) {
         self.0.dispatch_answered(status, took);
+    }
+}
+
+/// Writes down what came of a caller at the door.
+pub(super) fn arrival(audit: &Audit, remote: SocketAddr, arrival: &Arrival<'_>) {
+    let now = SystemTime::now();
+    match arrival {
+        Arrival::Admitted(peer) => {
+            audit.handshake_admitted(now, remote, (&peer.spiffe_id, &peer.serial));
+        }
+        Arrival::Refused(error) => {
+            audit.handshake_refused(now, remote, error.not_admitted(), &error.to_string());
+        }
+        Arrival::TooManyOfOne(peer) => {
+            let reason = "this caller has as many connections as one may have";
+            let shown = Some((&peer.spiffe_id, peer.serial.as_str()));
+            audit.handshake_refused(now, remote, shown, reason);
+        }
+        Arrival::TooMany => {
+            let reason = "there are as many connections as there may be";
+            audit.handshake_refused(now, remote, None, reason);
+        }
     }
 }
 

@@ -19,11 +19,7 @@ use portarium_protocols::grpc::{
     ALPN, Connections,
     server::{self, ServerLimits},
 };
-use std::{
-    sync::Arc,
-    thread,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, thread, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::mpsc,
@@ -119,10 +115,7 @@ impl Gateway {
 
         let connections = Connections::telling({
             let audit = audit.clone();
-            move |remote, error| {
-                let (now, reason) = (SystemTime::now(), error.to_string());
-                audit.handshake_refused(now, remote, error.not_admitted(), &reason);
-            }
+            move |remote, arrival| observe::arrival(&audit, remote, &arrival)
         });
         let policy = Arc::new(ArcSwap::from_pointee(config.reloadable.policy.clone()));
         let tls = identity

@@ -20,7 +20,7 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Connections {
     open: Mutex<HashMap<u64, Entry>>,
-    refused: Option<Refused>,
+    told: Option<Told>,
     rechecks: AtomicU64,
     accepted: AtomicU64,
     turned_away: AtomicU64,
@@ -31,15 +31,28 @@ pub struct Connections {
     failed_peer: AtomicU64,
 }
 
-/// Who hears of the handshakes that we refuse.
-struct Refused(Box<OnRefused>);
+/// What came of a peer at the door.
+#[derive(Debug)]
+pub enum Arrival<'a> {
+    /// It is in.
+    Admitted(&'a Peer),
+    /// It failed its handshake.
+    Refused(&'a TlsError),
+    /// It is who it says, and has as many connections as one may have.
+    TooManyOfOne(&'a Peer),
+    /// There are as many connections as there may be; it was not asked who it is.
+    TooMany,
+}
 
-/// Hears where a handshake came from and why it was refused.
-type OnRefused = dyn Fn(SocketAddr, &TlsError) + Send + Sync;
+/// Who hears of arrivals.
+struct Told(Box<OnArrival>);
 
-impl fmt::Debug for Refused {
+/// Hears where a connection came from and what came of it.
+type OnArrival = dyn Fn(SocketAddr, Arrival<'_>) + Send + Sync;
+
+impl fmt::Debug for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Refused")
+        f.write_str("Told")
     }
 }
 
@@ -85,11 +98,13 @@ impl Connections {
         Arc::default()
     }
 
-    /// None yet, and `refused` hears of each handshake that fails: where it came from and why. Peers
-    /// that went away amid theirs are not told. It must not block.
-    pub fn telling(refused: impl Fn(SocketAddr, &TlsError) + Send + Sync + 'static) -> Arc<Self> {
+    /// None yet, and `told` hears where each came from and what came of it. Peers that went away
+    /// amid their handshake are not told, nor those without TLS. It must not block.
+    pub fn telling(
+        told: impl for<'a> Fn(SocketAddr, Arrival<'a>) + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            refused: Some(Refused(Box::new(refused))),
+            told: Some(Told(Box::new(told))),
             ..Self::default()
         })
     }
@@ -144,15 +159,26 @@ impl Connections {
         self.accepted.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_turned_away(&self) {
+    pub(super) fn turned_away(&self, from: SocketAddr, peer: Option<&Peer>) {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
+        self.tell(from, peer.map_or(Arrival::TooMany, Arrival::TooManyOfOne));
+    }
+
+    pub(super) fn admitted(&self, from: SocketAddr, peer: &Peer) {
+        self.tell(from, Arrival::Admitted(peer));
+    }
+
+    fn tell(&self, from: SocketAddr, arrival: Arrival<'_>) {
+        if let Some(told) = &self.told {
+            (told.0)(from, arrival);
+        }
     }
 
     pub(super) fn failed(&self, from: SocketAddr, error: &GrpcError) {
-        if let (GrpcError::Tls(error), Some(refused)) = (error, &self.refused)
+        if let GrpcError::Tls(error) = error
             && !error.is_broken_connection()
         {
-            (refused.0)(from, error);
+            self.tell(from, Arrival::Refused(error));
         }
         let counter = match error {
             GrpcError::Tls(TlsError::Identity(_)) => &self.failed_identity,
@@ -187,7 +213,6 @@ impl Connections {
             (count + 1, Some(entry.share.clone()))
         });
         if count >= at_most {
-            self.count_turned_away();
             return None;
         }
         Some(self.enter(&mut open, Some(peer), share.unwrap_or_default()))

@@ -120,7 +120,7 @@ pub async fn serve(
                 Ok((tcp, from, place)) => {
                     server.connections.count_accepted();
                     if tasks.len() >= limits.max_connections {
-                        server.connections.count_turned_away();
+                        server.connections.turned_away(from, None);
                     } else {
                         tasks.spawn(server.clone().connection(tcp, from, place));
                     }
@@ -198,6 +198,7 @@ impl Server {
                 };
                 let Some(registered) = self.connections.admit(peer.clone(), self.max_per_peer)
                 else {
+                    self.connections.turned_away(from, Some(&peer.peer));
                     let peer = &peer.peer.spiffe_id;
                     tracing::warn!(%from, %peer, "closed: this caller has as many connections as one may have");
                     return;
@@ -206,6 +207,7 @@ impl Server {
                 if stale && let Err(error) = tls.recheck(&peer.peer, &peer.chain) {
                     return self.failed(from, &error.into());
                 }
+                self.connections.admitted(from, &peer.peer);
                 self.established(stream, Some(peer.peer), registered, ends)
                     .await;
             }

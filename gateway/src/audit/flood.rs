@@ -1,0 +1,82 @@
+//! Refused handshakes. Anyone who reaches the port can cause them, and must not fill the disk: a
+//! few per second get a line each, and the rest of that second is told in one line per reason.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How many get a line of their own per second.
+pub(super) const LINES_PER_SECOND: u32 = 20;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Reasons told apart. Peers write parts of some, so there could be any number.
+pub(super) const REASONS: usize = 16;
+
+/// The longest reason, in bytes.
+const REASON_BYTES: usize = 512;
+
+const OTHERS: &str = "other reasons";
+
+/// The reasons of those that got no line, and how many there were of each.
+pub(super) type Suppressed = BTreeMap<Box<str>, u64>;
+
+#[derive(Debug, Default)]
+pub(super) struct Flood(Mutex<Window>);
+
+/// One second of them, or more while the writer is held up: then the queue is not for them.
+#[derive(Debug, Default)]
+struct Window {
+    began: Option<Instant>,
+    written: u32,
+    suppressed: Suppressed,
+}
+
+impl Flood {
+    /// Whether this one gets a line of its own; it is counted if not.
+    pub(super) fn admits(&self, reason: &str) -> bool {
+        let mut window = self.lock();
+        window.began.get_or_insert_with(Instant::now);
+        if window.written < LINES_PER_SECOND {
+            window.written += 1;
+            return true;
+        }
+        window.suppress(&reason[..reason.floor_char_boundary(REASON_BYTES)], 1);
+        false
+    }
+
+    /// When the second is over that is running, if one is.
+    pub(super) fn over(&self) -> Option<Instant> {
+        self.lock().began.map(|began| began + SECOND)
+    }
+
+    /// Ends the second, and hands out what is to be told of it.
+    pub(super) fn end(&self) -> Suppressed {
+        std::mem::take(&mut *self.lock()).suppressed
+    }
+
+    /// What could not be told is told with the next.
+    pub(super) fn untold(&self, reason: &str, count: u64) {
+        let mut window = self.lock();
+        window.began.get_or_insert_with(Instant::now);
+        window.suppress(reason, count);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Window> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    fn suppress(&mut self, reason: &str, count: u64) {
+        if let Some(counted) = self.suppressed.get_mut(reason) {
+            *counted += count;
+            return;
+        }
+        let known = self.suppressed.len() < REASONS;
+        let reason = if known { reason } else { OTHERS };
+        *self.suppressed.entry(reason.into()).or_default() += count;
+    }
+}
