@@ -72,11 +72,7 @@ impl Gate {
         request: &Request<T>,
         method: Method,
     ) -> Result<Principal, Status> {
-        let principal = match (request.extensions().get::<Peer>(), self.development) {
-            (Some(peer), _) => Principal::from(peer),
-            (None, Some(proof)) => Principal::Development(proof),
-            (None, None) => return Err(Status::unauthenticated("no client certificate")),
-        };
+        let principal = self.principal(request)?;
         if self.policy.load().may_call(&principal, method) {
             return Ok(principal);
         }
@@ -89,6 +85,22 @@ impl Gate {
             &reason,
         );
         Err(Status::permission_denied(reason))
+    }
+
+    fn principal<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
+        match (request.extensions().get::<Peer>(), self.development) {
+            (Some(peer), _) => Ok(Principal::from(peer)),
+            (None, Some(proof)) => Ok(Principal::Development(proof)),
+            (None, None) => Err(Status::unauthenticated("no client certificate")),
+        }
+    }
+
+    /// Reflection is open to everyone who got a connection; that it was asked is written down.
+    pub(super) fn reflected(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        let principal = self.principal(&request)?;
+        let (method, about) = ("ServerReflectionInfo", About::default());
+        self.record(Decision::Allowed, &principal, method, about, "answered", "");
+        Ok(request)
     }
 
     /// Whether they may do this to this robot; the reason if not.
@@ -142,7 +154,20 @@ impl Gate {
         outcome: &str,
         reason: &str,
     ) {
+        let method = method.as_str();
         self.record(Decision::Refused, principal, method, about, outcome, reason);
+    }
+
+    /// A call that only looks, and may.
+    pub(super) fn shown(
+        &self,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+        outcome: &str,
+    ) {
+        let method = method.as_str();
+        self.record(Decision::Allowed, principal, method, about, outcome, "");
     }
 
     /// A call that may go on; what came of it is to be told to the answer.
@@ -165,7 +190,7 @@ impl Gate {
         &self,
         decision: Decision,
         principal: &Principal,
-        method: Method,
+        method: &str,
         about: About<'_>,
         outcome: &str,
         reason: &str,
@@ -181,7 +206,7 @@ impl Gate {
                 action_name: about.action_name,
                 outcome,
                 reason,
-                ..Entry::new(decision, method.as_str())
+                ..Entry::new(decision, method)
             },
         );
     }
@@ -217,7 +242,7 @@ impl Permitted<'_> {
         gate.record(
             decision,
             self.principal,
-            self.method,
+            self.method.as_str(),
             *about,
             outcome,
             reason,

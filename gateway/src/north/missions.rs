@@ -25,7 +25,7 @@ impl Service {
         let request = request.into_inner();
         let about = About::mission(&request.mission_id);
         let _place = self.place(&self.cancels, &principal, method, about)?;
-        let Some((id, command)) = self.find(&request.mission_id).await? else {
+        let Some((id, command)) = self.find(&principal, method, about).await? else {
             let message = unknown(&request.mission_id);
             self.gate
                 .refused(&principal, method, about, "not known", &message);
@@ -78,6 +78,8 @@ impl Service {
         let about = About::mission(&request.mission_id);
         let _place = self.place(&self.others, &principal, method, about)?;
         let (id, view) = self.see(&principal, method, &request.mission_id).await?;
+        let about = About::command(&view.command);
+        self.gate.shown(&principal, method, about, "answered");
         Ok(status_response(&id, &view.state))
     }
 
@@ -88,24 +90,28 @@ impl Service {
         method: Method,
         mission_id: &str,
     ) -> Result<(MissionId, MissionView), Status> {
-        let not_found = || Status::not_found(unknown(mission_id));
+        let about = About::mission(mission_id);
+        let not_found = || {
+            let reason = unknown(mission_id);
+            self.gate
+                .refused(principal, method, about, "not known", &reason);
+            Status::not_found(reason)
+        };
         let id: MissionId = mission_id.parse().map_err(|_| not_found())?;
-        let view = within(self.engine.status(&id))
-            .await?
-            .map_err(|e| journal(&e))?
-            .ok_or_else(not_found)?;
-        let command = &view.command;
-        let fleet = self.fleet(command);
+        let asked = self.engine.status(&id);
+        let view = self.look_up(principal, method, about, asked).await?;
+        let view = view.ok_or_else(not_found)?;
+        let fleet = self.fleet(&view.command);
         let robot = RobotRef {
-            robot: &command.robot_id,
+            robot: &view.command.robot_id,
             fleet: fleet.as_ref(),
         };
         if !self.gate.may_see(principal, method, robot) {
             let reason = format!(
                 "no policy rule lets {principal} see missions of robot {}",
-                command.robot_id
+                view.command.robot_id
             );
-            let about = About::command(command);
+            let about = About::command(&view.command);
             self.gate
                 .refused(principal, method, about, "PERMISSION_DENIED", &reason);
             return Err(Status::permission_denied(reason));
@@ -165,7 +171,7 @@ impl Service {
     {
         let about = About::mission(mission_id);
         let _place = self.place(&self.others, principal, method, about)?;
-        let Some((id, command)) = self.find(mission_id).await? else {
+        let Some((id, command)) = self.find(principal, method, about).await? else {
             let message = unknown(mission_id);
             self.gate
                 .refused(principal, method, about, "not known", &message);
@@ -188,14 +194,35 @@ impl Service {
         }
     }
 
-    async fn find(&self, mission_id: &str) -> Result<Option<(MissionId, Arc<Command>)>, Status> {
-        let Ok(id) = mission_id.parse::<MissionId>() else {
+    async fn find(
+        &self,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+    ) -> Result<Option<(MissionId, Arc<Command>)>, Status> {
+        let Ok(id) = about.mission_id.parse::<MissionId>() else {
             return Ok(None);
         };
-        let command = within(self.engine.command(&id))
-            .await?
-            .map_err(|e| journal(&e))?;
+        let asked = self.engine.command(&id);
+        let command = self.look_up(principal, method, about, asked).await?;
         Ok(command.map(|command| (id, command)))
+    }
+
+    /// What the journal knows; where it does not answer, nothing can be decided, which is written
+    /// down.
+    async fn look_up<T>(
+        &self,
+        principal: &Principal,
+        method: Method,
+        about: About<'_>,
+        asked: impl Future<Output = Result<T, JournalError>>,
+    ) -> Result<T, Status> {
+        let answer = within(asked).await;
+        let answer = answer.and_then(|answer| answer.map_err(|e| journal(&e)));
+        answer.inspect_err(|status| {
+            self.gate
+                .refused(principal, method, about, "UNAVAILABLE", status.message());
+        })
     }
 
     fn permit(

@@ -31,7 +31,10 @@ use portarium_protocols::grpc::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, service::Routes};
+use tonic::{
+    Request, Response, Status,
+    service::{Routes, interceptor::InterceptedService},
+};
 
 /// Dispatches of one caller that may wait for the journal at a time; ...
 const WAITING_DISPATCHES: usize = 512;
@@ -131,11 +134,16 @@ impl Service {
                 .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let gate = self.gate.clone();
+        let told = move |request: Request<()>| gate.reflected(request);
         let service = MissionServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES);
         let routes = Routes::new(service)
             .add_service(health)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+            .add_service(InterceptedService::new(
+                reflection().build_v1()?,
+                told.clone(),
+            ))
+            .add_service(InterceptedService::new(reflection().build_v1alpha()?, told));
         Ok((routes, reporter))
     }
 }

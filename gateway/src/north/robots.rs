@@ -36,20 +36,23 @@ impl Service {
             .filter(|view| self.gate.may_see(&principal, method, robot_ref(view)))
             .map(message)
             .collect();
+        self.gate
+            .shown(&principal, method, About::default(), "answered");
         Ok(pb::ListRobotsResponse { robots })
     }
 
     pub(super) fn show(&self, request: &Request<pb::GetRobotRequest>) -> Result<pb::Robot, Status> {
         let method = Method::GetRobot;
         let principal = self.gate.enter(request, method)?;
-        let view = self.view(&request.get_ref().robot_id)?;
+        let view = self.known(&principal, method, &request.get_ref().robot_id)?;
+        let about = About::robot(view.spec.id.as_str());
         if !self.gate.may_see(&principal, method, robot_ref(&view)) {
             let reason = format!("no policy rule lets {principal} see robot {}", view.spec.id);
-            let about = About::robot(view.spec.id.as_str());
             self.gate
                 .refused(&principal, method, about, "PERMISSION_DENIED", &reason);
             return Err(Status::permission_denied(reason));
         }
+        self.gate.shown(&principal, method, about, "answered");
         Ok(message(view))
     }
 
@@ -97,11 +100,7 @@ impl Service {
     where
         F: Future<Output = Result<(), OperatorError>>,
     {
-        let view = self.view(robot_id).inspect_err(|status| {
-            let about = About::robot(robot_id);
-            self.gate
-                .refused(principal, method, about, "not known", status.message());
-        })?;
+        let view = self.known(principal, method, robot_id)?;
         let id = view.spec.id.clone();
         let about = About::robot(id.as_str());
         self.gate
@@ -120,6 +119,20 @@ impl Service {
                 Err(Status::failed_precondition(reason))
             }
         }
+    }
+
+    /// The robot as it stands; that there is none is written down.
+    fn known(
+        &self,
+        principal: &Principal,
+        method: Method,
+        robot_id: &str,
+    ) -> Result<RobotView, Status> {
+        self.view(robot_id).inspect_err(|status| {
+            let about = About::robot(robot_id);
+            self.gate
+                .refused(principal, method, about, "not known", status.message());
+        })
     }
 
     fn view(&self, robot_id: &str) -> Result<RobotView, Status> {

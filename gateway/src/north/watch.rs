@@ -56,12 +56,16 @@ impl Service {
         &self,
         request: Request<pb::WatchMissionsRequest>,
     ) -> Result<Response<Updates>, Status> {
-        let principal = self.gate.enter(&request, Method::WatchMissions)?;
+        let method = Method::WatchMissions;
+        let principal = self.gate.enter(&request, method)?;
         let wanted = request.into_inner();
+        let about = About {
+            mission_id: &wanted.mission_id,
+            robot_id: &wanted.robot_id,
+            ..About::default()
+        };
         let place = self.watches.enter(principal.caller()).ok_or_else(|| {
             let reason = "as many watches are open as the gateway takes, of all callers or of this one; try again later";
-            let about = About::mission(&wanted.mission_id);
-            let method = Method::WatchMissions;
             self.gate
                 .refused(&principal, method, about, "RESOURCE_EXHAUSTED", reason);
             Status::resource_exhausted(reason)
@@ -69,10 +73,13 @@ impl Service {
         let head = self.engine.journal().head();
         let newest = *head.borrow();
         if !wanted.from_now && wanted.after_position > newest {
-            return Err(Status::out_of_range(format!(
+            let reason = format!(
                 "after_position {} is ahead of this gateway's journal ({newest}); is it another gateway's, or was the journal replaced? Begin again from 0",
                 wanted.after_position
-            )));
+            );
+            self.gate
+                .refused(&principal, method, about, "OUT_OF_RANGE", &reason);
+            return Err(Status::out_of_range(reason));
         }
         let mut after = if wanted.from_now {
             newest
@@ -80,6 +87,7 @@ impl Service {
             wanted.after_position
         };
         let mission = self.wanted_mission(&principal, &wanted).await?;
+        self.gate.shown(&principal, method, about, "opened");
         if let Some(Wanted { number, .. }) = mission {
             // The number is the position of the mission's first state: what is before it need
             // not be searched.
