@@ -1,16 +1,17 @@
-//! The audit log of the shipped gateway: a line for each decision.
+//! The audit log of the shipped gateway: a line for each decision, and whether any was touched.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/mod.rs"]
 mod common;
 
-use common::{Client, World, id, mission, until};
+use common::{Client, Ended, World, assert_contains, id, mission, process, until, world::http_get};
 use portarium_gateway::{
-    audit::{Audit, Decision, Entry},
+    audit::{Audit, Decision, Entry, Rotation},
     dev::hints::{CONTROL_PLANE, OPERATOR},
 };
 use portarium_protocols::grpc::pb;
 use portarium_tests::figure;
+use rustix::process::Signal;
 use serde_json::Value;
 use std::time::{Duration, Instant, SystemTime};
 use tonic::Code;
@@ -177,12 +178,110 @@ async fn reads_of_what_is_not_known_have_a_line() {
     );
 }
 
+/// `audit verify` on this world's log.
+async fn verify(world: &World, words: &[&str]) -> Ended {
+    let file = world.file("audit.jsonl");
+    let all = [&["audit", "verify", file.to_str().unwrap()], words].concat();
+    process::run(&all).await
+}
+
+/// The hash in `/metrics`, once this many lines are on the disk.
+async fn head(world: &World, lines: f64) -> String {
+    until(&format!("{lines} lines are written and shown"), || async {
+        let written = world
+            .metric("portarium_gateway_audit_lines_total", &[])
+            .await;
+        let (_, page) = http_get(world.admin, "/metrics").await?;
+        let head = page
+            .split_once("audit_head_info{hash=\"")?
+            .1
+            .split('"')
+            .next()?;
+        let text = std::fs::read_to_string(world.file("audit.jsonl")).unwrap();
+        (written >= lines && text.trim_end().ends_with(&format!("{head}\"}}"))).then(|| head.into())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_trail_is_whole_across_rotations_and_kills_and_whoever_touches_it_is_found() {
+    let world = World::new(TTL).await;
+    let small = world.config().replace(
+        "audit.jsonl\"\n",
+        "audit.jsonl\"\nrotate_bytes = 65536\nkeep = 9\n",
+    );
+    world.write(&small);
+    let mut heads = Vec::new();
+    for _ in 0..3 {
+        let gateway = world.serve().await;
+        let mut client = world.client(CONTROL_PLANE).await;
+        for _ in 0..200 {
+            let all = pb::ListRobotsRequest::default();
+            client.calls.list_robots(all).await.unwrap();
+        }
+        heads.push(head(&world, 200.0).await);
+        gateway.signal(Signal::KILL);
+        gateway.ended().await;
+    }
+    let gateway = world.serve().await;
+    gateway.signal(Signal::TERM);
+    let ended = gateway.ended().await;
+    let last = ended.err.rsplit_once("the audit ends head=").unwrap().1;
+    heads.push(last.lines().next().unwrap().to_owned());
+
+    assert!(world.file("audit.jsonl.2").exists(), "not rotated");
+    for head in &heads {
+        let whole = verify(&world, &["--head", head, "--json"]).await;
+        assert_eq!(whole.code, Some(0), "{whole:?}");
+        let whole: Value = serde_json::from_str(&whole.out).unwrap();
+        assert_eq!(whole["whole"], true, "{whole}");
+        assert_eq!(whole["head"], *heads.last().unwrap(), "{whole}");
+        assert!(whole["lines"].as_u64().unwrap() > 600, "{whole}");
+    }
+
+    let file = world.file("audit.jsonl");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replacen("allowed", "refused", 1)).unwrap();
+    let number = 1 + good
+        .lines()
+        .position(|line| line.contains("allowed"))
+        .unwrap();
+    let broken = verify(&world, &[]).await;
+    assert_eq!(broken.code, Some(1), "{broken:?}");
+    assert_contains(
+        &broken.err,
+        &format!("audit.jsonl: line {number} does not follow"),
+    );
+    let broken = verify(&world, &["--json"]).await;
+    assert_eq!(broken.code, Some(1), "{broken:?}");
+    let broken: Value = serde_json::from_str(&broken.out).unwrap();
+    assert_eq!(
+        (&broken["whole"], &broken["line"]),
+        (&false.into(), &number.into())
+    );
+
+    let (kept, _) = good.trim_end().rsplit_once('\n').unwrap();
+    std::fs::write(&file, format!("{kept}\n")).unwrap();
+    assert_eq!(verify(&world, &[]).await.code, Some(0));
+    let cut = verify(&world, &["--head", heads.last().unwrap()]).await;
+    assert_eq!(cut.code, Some(1), "{cut:?}");
+    assert_contains(&cut.err, "the end was cut off");
+    println!(
+        "{} heads, each found again; a change and a cut end found",
+        heads.len()
+    );
+}
+
 /// What a call pays for its line; the rest is the writer's.
 #[test]
 fn a_line_costs_its_caller_microseconds() {
     const LINES: u32 = 2_000;
     let dir = tempfile::tempdir().unwrap();
-    let audit = Audit::open(&dir.path().join("audit.jsonl")).unwrap();
+    let rotation = Rotation {
+        bytes: u64::MAX,
+        keep: 1,
+    };
+    let audit = Audit::open(&dir.path().join("audit.jsonl"), rotation).unwrap();
     let caller = id(OPERATOR);
     let entry = Entry {
         caller: Some(&caller),
@@ -198,6 +297,10 @@ fn a_line_costs_its_caller_microseconds() {
     }
     let each = began.elapsed() / LINES;
     assert!(audit.close(Duration::from_secs(10)));
-    figure("audit", &format!("a line costs its caller {each:.1?}"));
+    let rate = f64::from(LINES) / began.elapsed().as_secs_f64();
+    figure(
+        "audit",
+        &format!("a line costs its caller {each:.1?}; {rate:.0} lines per second get to the disk"),
+    );
     assert!(each < Duration::from_millis(1), "{each:?}");
 }

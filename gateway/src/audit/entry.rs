@@ -1,5 +1,6 @@
 //! What a line says.
 
+use super::chain::Mark;
 use serde::{Serialize, Serializer};
 use std::{fmt, net::SocketAddr, time::SystemTime};
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
@@ -103,6 +104,14 @@ pub(super) struct Suppressed<'a> {
     pub(super) method: &'a str,
     pub(super) reason: &'a str,
     pub(super) suppressed: u64,
+}
+
+/// Tells where the audit goes on from.
+#[derive(Serialize)]
+pub(super) struct Marked<'a> {
+    pub(super) time: Stamp,
+    #[serde(flatten)]
+    pub(super) mark: &'a Mark,
 }
 
 /// RFC 3339, UTC, with milliseconds.

@@ -4,36 +4,43 @@
 //! {"time":"2026-01-02T03:04:05.678Z","decision":"refused","method":"DispatchMission",
 //!  "caller":"spiffe://…","serial":"4f…","mission_id":"m-1","robot_id":"amr-7",
 //!  "action_type":"robot:execute_action","action_name":"dock","outcome":"POLICY_BLOCKED",
-//!  "reason":"no rule lets …"}
+//!  "reason":"no rule lets …","chain":"5e…"}
 //! ```
 //!
 //! (on one line). Fields that do not apply are left out. Parameters, keys and tokens have no
 //! field. Where lines had to be given up, `{"time":…,"dropped":n}` stands in their place, and
 //! where many handshakes were refused for one reason, one line has the number in `suppressed`.
 //!
+//! `chain` is a hash over the line and the one before, across files and starts; [`verify`] finds
+//! by it what was changed. A line with `audit` in it says where the chain goes on from.
+//!
 //! Nobody waits for it: [`Audit::record`] puts the line into a bounded queue or counts it as
 //! dropped, and a thread of its own writes and syncs. A disk that is full costs lines, and
 //! nothing else.
 
+mod chain;
 mod entry;
+mod file;
 mod flood;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writer;
 
+pub use chain::{ChainHash, NoHash};
 pub use entry::{Decision, Entry};
+pub use verify::{Broken, NotVerified, Problem, Unfinished, Verified, verify};
 
 use entry::{Line, Stamp};
+use file::LogFile;
 use flood::Flood;
 use portarium_identity::SpiffeId;
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom},
+    io,
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, SyncSender},
     },
@@ -44,6 +51,15 @@ use writer::{Sink, Writer};
 
 /// How many lines may wait for the disk.
 const QUEUE: usize = 4096;
+
+/// When a file is put aside for a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// Once it has so many bytes.
+    pub bytes: u64,
+    /// How many older ones are kept.
+    pub keep: usize,
+}
 
 /// Where decisions are written down. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -70,6 +86,9 @@ struct Shared {
     dropped_ever: AtomicU64,
     queued: AtomicU64,
     write_errors: AtomicU64,
+    written: AtomicU64,
+    /// The hash of the last line that is on the disk.
+    head: Mutex<Option<ChainHash>>,
     closing: AtomicBool,
     flood: Flood,
     suppressed: AtomicU64,
@@ -87,23 +106,19 @@ pub struct AuditCounts {
     pub suppressed: u64,
     /// Writes and syncs that failed since the start.
     pub write_errors: u64,
+    /// Lines written since the start.
+    pub written: u64,
+    /// The hash of the last line that is on the disk.
+    pub head: Option<ChainHash>,
 }
 
 impl Audit {
     /// Opens the file, appending, and starts the writer. A new file belongs to its user alone.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)?;
-        let torn = ends_amid_a_line(&mut file)?;
-        Self::start(file, torn, QUEUE)
+    pub fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
+        Self::start(LogFile::open(path, rotation)?, QUEUE)
     }
 
-    fn start(sink: impl Sink, torn: bool, queue: usize) -> io::Result<Self> {
+    fn start(sink: impl Sink, queue: usize) -> io::Result<Self> {
         let (lines, received) = mpsc::sync_channel(queue);
         let (end, ended) = mpsc::channel();
         let shared = Arc::new(Shared {
@@ -111,12 +126,14 @@ impl Audit {
             dropped_ever: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             write_errors: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            head: Mutex::new(None),
             closing: AtomicBool::new(false),
             flood: Flood::default(),
             suppressed: AtomicU64::new(0),
             ended: Mutex::new(ended),
         });
-        let writer = Writer::new(sink, torn, received, Arc::clone(&shared));
+        let writer = Writer::new(sink, received, Arc::clone(&shared));
         thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || {
@@ -193,6 +210,8 @@ impl Audit {
             dropped: self.shared.dropped_ever.load(Ordering::Relaxed),
             suppressed: self.shared.suppressed.load(Ordering::Relaxed),
             write_errors: self.shared.write_errors.load(Ordering::Relaxed),
+            written: self.shared.written.load(Ordering::Relaxed),
+            head: *self.shared.head(),
         }
     }
 
@@ -239,15 +258,12 @@ impl Shared {
         self.dropped.fetch_add(untold, Ordering::Relaxed);
         self.dropped_ever.fetch_add(new, Ordering::Relaxed);
     }
-}
 
-/// Whether a crash left the last line without its end.
-fn ends_amid_a_line(file: &mut File) -> io::Result<bool> {
-    if file.metadata()?.len() == 0 || !file.metadata()?.is_file() {
-        return Ok(false);
+    fn head(&self) -> MutexGuard<'_, Option<ChainHash>> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let mut last = [0];
-    file.seek(SeekFrom::End(-1))?;
-    file.read_exact(&mut last)?;
-    Ok(last != *b"\n")
+
+    fn set_head(&self, head: ChainHash) {
+        *self.head() = Some(head);
+    }
 }

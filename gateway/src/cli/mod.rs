@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration. Errors are one line on
 //! standard error. A reader that goes away ends a command quietly.
 
+mod audit;
 mod client;
 mod mission;
 mod mission_told;
@@ -65,6 +66,9 @@ enum Command {
     /// See this workload's identity.
     #[command(subcommand)]
     Svid(svid::Svid),
+    /// Verify the audit log.
+    #[command(subcommand)]
+    Audit(audit::Audit),
 }
 
 /// How a command ended that was not in error.
@@ -134,6 +138,7 @@ fn execute(command: Command) -> anyhow::Result<Done> {
         Command::Mission(mission) => client(mission.execute()),
         Command::Robot(robot) => client(robot.execute()),
         Command::Svid(svid) => client(svid.execute()),
+        Command::Audit(audit) => audit.execute(),
     }
 }
 

@@ -63,6 +63,14 @@ fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
             r#"audit.path: "/tmp" is a folder; write the path of a file"#,
         ),
         (
+            with("[audit]", "[audit]\nrotate_bytes = 5"),
+            "audit.rotate_bytes: is 5; write 65536 or more",
+        ),
+        (
+            with("[audit]", "[audit]\nkeep = 0"),
+            "audit.keep: is 0; write 1 or more",
+        ),
+        (
             with("[audit]", "keep_finished_for = \"a week\"\n[audit]"),
             r#"journal.keep_finished_for: "a week" is no time span; write it like "500ms", "10s" or "7d""#,
         ),

@@ -20,7 +20,7 @@ mod types;
 pub use error::{ConfigError, EXIT_BAD_CONFIG, Place};
 pub use types::{BrokerName, Development, HostPort};
 
-use crate::policy::Policy;
+use crate::{audit::Rotation, policy::Policy};
 use portarium_identity::{PeerPolicy, SvidConfig};
 use portarium_protocols::{
     grpc::Target,
@@ -59,9 +59,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// `[journal]`
     pub journal: JournalConfig,
-    /// `audit.path`: one JSON line per decision. Default:
-    /// `/var/lib/portarium-gateway/audit.jsonl`. Its folder must exist.
-    pub audit_path: PathBuf,
+    /// `[audit]`
+    pub audit: AuditConfig,
     /// `[engine]`
     pub engine: EngineConfig,
     /// `[log]`
@@ -81,6 +80,16 @@ pub struct JournalConfig {
     pub keep_finished_for: Duration,
     /// `keep_finished_at_most`: how many of them are kept. Default: 1000000.
     pub keep_finished_at_most: usize,
+}
+
+/// `[audit]`: one JSON line per decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// `path`. Default: `/var/lib/portarium-gateway/audit.jsonl`. Its folder must exist.
+    pub path: PathBuf,
+    /// `rotate_bytes` (at least 65536) and `keep`: once the file has so many bytes it is put aside
+    /// as `audit.jsonl.1`, and as many are kept. Default: 67108864 and 16.
+    pub rotation: Rotation,
 }
 
 /// `[engine]`: limits of the mission engine.
@@ -256,7 +265,12 @@ impl Config {
                 "journal.keep_finished_at_most",
                 a.journal.keep_finished_at_most != b.journal.keep_finished_at_most,
             ),
-            ("audit.path", a.audit_path != b.audit_path),
+            ("audit.path", a.audit.path != b.audit.path),
+            (
+                "audit.rotate_bytes",
+                a.audit.rotation.bytes != b.audit.rotation.bytes,
+            ),
+            ("audit.keep", a.audit.rotation.keep != b.audit.rotation.keep),
             (
                 "engine.shutdown_grace",
                 a.engine.shutdown_grace != b.engine.shutdown_grace,

@@ -1,12 +1,13 @@
 //! From the raw tree to types, section by section, with the checks across them.
 
 use super::{
-    Config, ConfigError, Development, EngineConfig, JournalConfig, LogConfig, LogFormat,
-    Reloadable,
+    AuditConfig, Config, ConfigError, Development, EngineConfig, JournalConfig, LogConfig,
+    LogFormat, Reloadable,
     error::{Place, did_you_mean},
     peers, raw, robots,
     source::Source,
 };
+use crate::audit::Rotation;
 use portarium_identity::SvidConfig;
 use std::{
     ffi::{OsStr, OsString},
@@ -19,6 +20,9 @@ use tracing_subscriber::EnvFilter;
 const STATE_FOLDER: &str = "/var/lib/portarium-gateway";
 const SOCKET_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Lines are written together up to about this size; smaller files would hold one batch each.
+const LEAST_ROTATION: usize = 64 * 1024;
 
 /// Longer times are typing errors, and would overflow clocks.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -64,7 +68,7 @@ pub(super) fn config(
         health_listen,
         admin_listen,
         journal: journal(source, raw.journal)?,
-        audit_path: state_file(source, "audit.path", raw.audit.path, "audit.jsonl")?,
+        audit: audit(source, raw.audit)?,
         engine: engine(source, raw.engine)?,
         log: log(source, raw.log)?,
         brokers,
@@ -218,6 +222,22 @@ fn journal(source: &Source, raw: raw::RawJournal) -> Result<JournalConfig, Confi
         path: state_file(source, "journal.path", raw.path, "journal.sqlite")?,
         keep_finished_for: duration(source, keep_for, raw.keep_finished_for, week)?,
         keep_finished_at_most: count(source, keep_at_most, raw.keep_finished_at_most, 1_000_000)?,
+    })
+}
+
+fn audit(source: &Source, raw: raw::RawAudit) -> Result<AuditConfig, ConfigError> {
+    let (bytes, keep) = ("audit.rotate_bytes", "audit.keep");
+    let rotate_bytes = count(source, bytes, raw.rotate_bytes, 64 * 1024 * 1024)?;
+    if rotate_bytes < LEAST_ROTATION {
+        let problem = format!("is {rotate_bytes}; write {LEAST_ROTATION} or more");
+        return Err(source.error(bytes, problem));
+    }
+    Ok(AuditConfig {
+        path: state_file(source, "audit.path", raw.path, "audit.jsonl")?,
+        rotation: Rotation {
+            bytes: rotate_bytes as u64,
+            keep: count(source, keep, raw.keep, 16)?,
+        },
     })
 }
 

@@ -48,6 +48,8 @@ pub(super) struct RawJournal {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawAudit {
     pub(super) path: Option<Text>,
+    pub(super) rotate_bytes: Option<Count>,
+    pub(super) keep: Option<Count>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -93,6 +93,8 @@ fn what_is_left_out_has_the_documented_default() {
         Duration::from_secs(7 * 86_400)
     );
     assert_eq!(config.journal.keep_finished_at_most, 1_000_000);
+    assert_eq!(config.audit.rotation.bytes, 64 * 1024 * 1024);
+    assert_eq!(config.audit.rotation.keep, 16);
     assert_eq!(config.engine.shutdown_grace, Duration::from_secs(10));
     assert_eq!(config.engine.open_missions_at_most, 10_000);
     assert_eq!(

@@ -292,6 +292,12 @@ impl Page<'_> {
     }
 
     fn audit(&mut self, audit: AuditCounts) -> fmt::Result {
+        if let Some(head) = audit.head {
+            let help = "The hash of the last audit line that is on the disk";
+            self.family(MetricType::Info, "audit_head", help)?
+                .encode_info(&[("hash", head.to_string())])?;
+        }
+        self.counter("audit_lines", "Audit lines written", audit.written)?;
         self.counter("audit_lines_dropped", "Audit lines given up", audit.dropped)?;
         self.counter(
             "audit_lines_suppressed",

@@ -60,6 +60,8 @@ fn sampled() -> Arc<Metrics> {
             dropped: 42,
             suppressed: 44,
             write_errors: 43,
+            written: 45,
+            head: Some(crate::audit::ChainHash::START),
         }),
     });
     metrics.mission_changed("mqtt", None, MissionStatus::Pending);
@@ -108,6 +110,11 @@ fn every_metric_is_there_with_its_value() {
         r#"queue_depth{queue="queued"} 32"#,
         r#"queue_depth{queue="audit"} 41"#,
         r#"queue_depth{queue="journal"} 34"#,
+        concat!(
+            r#"audit_head_info{hash="00000000000000000000000000000000"#,
+            r#"00000000000000000000000000000000"} 1"#
+        ),
+        "audit_lines_total 45",
         "audit_lines_dropped_total 42",
         "audit_lines_suppressed_total 44",
         "audit_write_errors_total 43",

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
 use crate::{
+    audit::Rotation,
     engine::{EngineObserver, Limits, RobotSpec, SystemClock, World},
     journal::{Journal, Opened, Retention, Writer},
     policy::{Actions, Caller, Method, Rule, Selection},
@@ -68,6 +69,11 @@ struct Stalled {
 
 impl Stalled {
     async fn new() -> Self {
+        Self::with_audit(|_| ()).await
+    }
+
+    /// `make` may put something else than a file where the audit goes.
+    async fn with_audit(make: impl FnOnce(&std::path::Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let retention = Retention {
             keep_for: Duration::from_secs(60),
@@ -110,7 +116,12 @@ impl Stalled {
         };
         let policy = Arc::new(ArcSwap::from_pointee(Policy::new(vec![rule])));
         let audit_path = dir.path().join("audit.jsonl");
-        let audit = Audit::open(&audit_path).unwrap();
+        make(&audit_path);
+        let rotation = Rotation {
+            bytes: u64::MAX,
+            keep: 1,
+        };
+        let audit = Audit::open(&audit_path, rotation).unwrap();
         let closing = CancellationToken::new();
         let service = Service::new(engine, policy, audit.clone(), None, Arc::new(Deaf), closing);
         Self {
@@ -127,7 +138,8 @@ impl Stalled {
         assert!(self.audit.close(Duration::from_secs(5)));
         let text = std::fs::read_to_string(&self.audit_path).unwrap();
         text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .filter(|line| line.get("decision").is_some())
             .collect()
     }
 }
@@ -268,6 +280,28 @@ async fn calls_that_wait_for_the_disk_leave_a_stream_of_their_connection_to_a_st
     };
     let shed = service.cancel(from_caller(one_more)).await.unwrap_err();
     assert_eq!(shed.code(), tonic::Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_an_audit_that_hangs() {
+    // A pipe that nobody reads takes 64 KiB and then holds its writer up for ever.
+    let stalled = Stalled::with_audit(|path| {
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, path, fifo, mode, 0).unwrap();
+    })
+    .await;
+    let service = &stalled.service;
+    while stalled.audit.counts().dropped == 0 {
+        let listed = service.list(&from_caller(pb::ListRobotsRequest::default()));
+        listed.unwrap();
+    }
+    let began = std::time::Instant::now();
+    let stopped = service.dispatch(from_caller(stop("s-1"))).await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(stopped.status(), pb::DispatchStatus::Dispatched);
+    // The 20 ms are for the fence, whose disk hangs here as well.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!stalled.audit.close(Duration::from_millis(20)));
 }
 
 #[tokio::test]

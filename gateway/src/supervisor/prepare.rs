@@ -63,19 +63,19 @@ impl Gateway {
             health: bind("health.listen", config.health_listen)?,
             admin: bind("admin.listen", config.admin_listen)?,
         };
-        let audit = Audit::open(&config.audit_path).map_err(|error| {
-            let path = config.audit_path.display();
+        let retention = Retention {
+            keep_for: config.journal.keep_finished_for,
+            at_most: config.journal.keep_finished_at_most,
+        };
+        let journal = Journal::open(&config.journal.path, retention)?;
+        let audit = Audit::open(&config.audit.path, config.audit.rotation).map_err(|error| {
+            let path = config.audit.path.display();
             key_error(
                 file,
                 "audit.path",
                 &format!("{path} cannot be opened for appending: {error}"),
             )
         })?;
-        let retention = Retention {
-            keep_for: config.journal.keep_finished_for,
-            at_most: config.journal.keep_finished_at_most,
-        };
-        let journal = Journal::open(&config.journal.path, retention)?;
         let identity = match config.development {
             Some(_) => None,
             None => Some(

@@ -35,6 +35,9 @@ async fn wrong_usage_is_exit_code_2_and_help_and_version_are_not() {
         ("mission resolve m --as pending --plaintext", 2),
         ("robot list --plaintext --server nowhere", 2),
         ("svid write", 2),
+        ("audit verify", 2),
+        ("audit verify /no/such/file", 2),
+        ("audit verify --head 5f /dev/null", 2),
     ] {
         let (exit, out, err) = ended(bare(words)).await;
         assert_eq!(exit, code, "{words}: {out}{err}");

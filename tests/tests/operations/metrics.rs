@@ -82,6 +82,7 @@ const MOVES: &[(&str, &[&str])] = &[
     ("stop_latency_seconds_sum", &[]),
     ("journal_commit_duration_seconds_count", &[]),
     ("journal_commit_events_sum", &[]),
+    ("audit_lines_total", &[]),
     ("queue_depth", &["queue=\"open\""]),
     ("queue_depth", &["queue=\"queued\""]),
     ("grpc_connections", &[]),
@@ -96,7 +97,9 @@ const STAYS: &[&str] = &[
     "adapter_svid_generation",
     "adapter_svid_generation_lag",
     "robots",
+    "audit_head_info",
     "audit_lines_dropped_total",
+    "audit_lines_suppressed_total",
     "workload_api_reconnects_total",
 ];
 

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used)]
+mod trail;
+
 use super::{
     flood::{LINES_PER_SECOND, REASONS},
+    writer::{Found, Turn},
     *,
 };
 use crate::policy::Principal;
@@ -9,6 +12,10 @@ use std::{os::unix::fs::PermissionsExt as _, sync::mpsc::Sender};
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 const LONG: Duration = Duration::from_secs(10);
+const ONE_FILE: Rotation = Rotation {
+    bytes: u64::MAX,
+    keep: 1,
+};
 
 fn entry(mission_id: &str) -> Entry<'_> {
     Entry {
@@ -17,11 +24,16 @@ fn entry(mission_id: &str) -> Entry<'_> {
     }
 }
 
+/// The lines but for those of the audit about itself; all of them follow from each other.
 fn lines(bytes: &[u8]) -> Vec<Value> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    verify(&[file.path().to_owned()], None).unwrap();
     let text = std::str::from_utf8(bytes).unwrap();
-    assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
+    assert!(text.ends_with('\n'), "{text:?}");
     text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line.get("audit").is_none())
         .collect()
 }
 
@@ -48,11 +60,17 @@ impl Disk {
     fn content(&self) -> Vec<u8> {
         self.content.lock().unwrap().clone()
     }
+    fn whole_lines(&self) -> usize {
+        let content = self.content();
+        content.iter().filter(|byte| **byte == b'\n').count()
+    }
     fn set_space(&self, space: Option<usize>) {
         *self.space.lock().unwrap() = space;
     }
     fn gated() -> (Self, Sender<()>) {
         let (open, gate) = mpsc::channel();
+        // For the line about the start.
+        open.send(()).unwrap();
         (
             Self {
                 gate: Some(Arc::new(Mutex::new(gate))),
@@ -64,6 +82,12 @@ impl Disk {
 }
 
 impl Sink for Disk {
+    fn found(&mut self) -> io::Result<Found> {
+        Ok(Found::default())
+    }
+    fn turn(&mut self, _: bool) -> io::Result<Turn> {
+        Ok(Turn::Same)
+    }
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(gate) = &self.gate {
             // Once the test has dropped its end, the gate stands open.
@@ -100,7 +124,7 @@ fn wait_until(mut so: impl FnMut() -> bool) {
 fn a_decision_is_one_line_with_the_fields_that_apply() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.jsonl");
-    let audit = Audit::open(&path).unwrap();
+    let audit = Audit::open(&path, ONE_FILE).unwrap();
     let who = Principal::Spiffe {
         id: SpiffeId::new("spiffe://a.b/ns/n/sa/s/pod").unwrap(),
         serial: "4f".into(),
@@ -121,37 +145,25 @@ fn a_decision_is_one_line_with_the_fields_that_apply() {
         },
     );
     assert!(audit.close(LONG));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (line, chain) = text.trim_end().rsplit_once(",\"chain\":\"").unwrap();
+    assert_eq!(chain.len(), 64 + 2);
     assert_eq!(
-        std::fs::read_to_string(&path).unwrap(),
+        line.lines().nth(1).unwrap(),
         concat!(
             r#"{"time":"2026-01-02T03:04:05.006Z","decision":"refused","method":"DispatchMission","#,
             r#""caller":"spiffe://a.b/ns/n/sa/s/pod","serial":"4f","mission_id":"m-1","#,
             r#""robot_id":"amr-7","action_type":"robot:execute_action","#,
-            r#""action_name":"dock\n\u001b","outcome":"POLICY_BLOCKED","reason":"no rule"}"#,
-            "\n"
+            r#""action_name":"dock\n\u001b","outcome":"POLICY_BLOCKED","reason":"no rule""#
         )
     );
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
-fn a_file_goes_on_where_it_ended_and_on_a_line_of_its_own() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("audit.jsonl");
-    std::fs::write(&path, "{\"mission_id\":\"before\"}\n{\"torn").unwrap();
-    let audit = Audit::open(&path).unwrap();
-    audit.record(NOW, &entry("after"));
-    assert!(audit.close(LONG));
-    let text = std::fs::read_to_string(&path).unwrap();
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[..2], ["{\"mission_id\":\"before\"}", "{\"torn"]);
-    assert!(lines[2].contains("after"), "{text}");
-}
-
-#[test]
 fn long_texts_are_cut_between_characters() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let audit = Audit::start(disk.clone(), 8).unwrap();
     let long = "ö".repeat(100_000);
     audit.record(
         NOW,
@@ -169,22 +181,15 @@ fn long_texts_are_cut_between_characters() {
 #[test]
 fn a_full_queue_drops_lines_and_the_next_one_tells_how_many() {
     let (disk, open) = Disk::gated();
-    let audit = Audit::start(disk.clone(), false, 2).unwrap();
+    let audit = Audit::start(disk.clone(), 2).unwrap();
     audit.record(NOW, &entry("first"));
     // The writer has taken it and waits at the gate; two more fit, three do not.
     wait_until(|| audit.counts().queued == 0);
     for mission in ["a", "b", "lost", "lost", "lost"] {
         audit.record(NOW, &entry(mission));
     }
-    assert_eq!(
-        audit.counts(),
-        AuditCounts {
-            queued: 2,
-            dropped: 3,
-            suppressed: 0,
-            write_errors: 0
-        }
-    );
+    let counts = audit.counts();
+    assert_eq!((counts.queued, counts.dropped), (2, 3));
     drop(open);
     wait_until(|| audit.counts().queued == 0);
     audit.record(NOW, &entry("last"));
@@ -198,7 +203,7 @@ fn a_full_queue_drops_lines_and_the_next_one_tells_how_many() {
 #[test]
 fn lines_dropped_at_the_very_end_are_told_too() {
     let (disk, open) = Disk::gated();
-    let audit = Audit::start(disk.clone(), false, 1).unwrap();
+    let audit = Audit::start(disk.clone(), 1).unwrap();
     audit.record(NOW, &entry("first"));
     wait_until(|| audit.counts().queued == 0);
     audit.record(NOW, &entry("second"));
@@ -211,9 +216,9 @@ fn lines_dropped_at_the_very_end_are_told_too() {
 #[test]
 fn a_full_disk_costs_lines_only_and_the_audit_recovers() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let audit = Audit::start(disk.clone(), 8).unwrap();
     audit.record(NOW, &entry("first"));
-    wait_until(|| !disk.content().is_empty());
+    wait_until(|| disk.whole_lines() == 2);
     disk.set_space(Some(10));
     audit.record(NOW, &entry("lost"));
     wait_until(|| audit.counts().dropped == 1);
@@ -224,40 +229,39 @@ fn a_full_disk_costs_lines_only_and_the_audit_recovers() {
     audit.record(NOW, &entry("last"));
     assert!(audit.close(LONG));
     // The line that the disk ended in stays as it is, on a line of its own.
-    let content = String::from_utf8(disk.content()).unwrap();
-    let whole: String = content
-        .split_inclusive('\n')
-        .filter(|line| line.ends_with("}\n"))
-        .collect();
-    assert_eq!(story(whole.as_bytes()), ["first", "2 dropped", "last"]);
-    assert_eq!(content.lines().count(), 4, "{content}");
+    let content = disk.content();
+    assert_eq!(story(&content), ["first", "2 dropped", "last"]);
+    // The start, the first, what is torn and what tells of it, and the last two.
+    assert_eq!(disk.whole_lines(), 6);
 }
 
 #[test]
 fn a_device_that_is_full_never_stops_anyone() {
-    let audit = Audit::open(Path::new("/dev/full")).unwrap();
+    let audit = Audit::open(Path::new("/dev/full"), ONE_FILE).unwrap();
     audit.record(NOW, &entry("lost"));
-    wait_until(|| audit.counts().write_errors == 1);
+    wait_until(|| audit.counts().dropped == 1);
     assert!(!audit.close(LONG));
 }
 
 #[test]
 fn a_line_is_synced_within_about_a_second_and_at_the_end() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let audit = Audit::start(disk.clone(), 8).unwrap();
+    let syncs = || disk.syncs.load(Ordering::SeqCst);
+    wait_until(|| syncs() == 1);
     audit.record(NOW, &entry("first"));
     let began = std::time::Instant::now();
-    wait_until(|| disk.syncs.load(Ordering::SeqCst) == 1);
+    wait_until(|| syncs() == 2);
     assert!(began.elapsed() < Duration::from_secs(3));
     audit.record(NOW, &entry("second"));
     assert!(audit.close(LONG));
-    assert_eq!(disk.syncs.load(Ordering::SeqCst), 2);
+    assert_eq!(syncs(), 3);
 }
 
 #[test]
 fn closing_does_not_wait_longer_than_it_may() {
     let (disk, open) = Disk::gated();
-    let audit = Audit::start(disk, false, 8).unwrap();
+    let audit = Audit::start(disk, 8).unwrap();
     audit.record(NOW, &entry("stuck"));
     assert!(!audit.close(Duration::from_millis(20)));
     drop(open);
@@ -266,7 +270,7 @@ fn closing_does_not_wait_longer_than_it_may() {
 
 #[test]
 fn what_is_recorded_after_the_end_is_counted() {
-    let audit = Audit::start(Disk::default(), false, 8).unwrap();
+    let audit = Audit::start(Disk::default(), 8).unwrap();
     assert!(audit.close(LONG));
     audit.record(NOW, &entry("late"));
     assert_eq!(audit.counts().dropped, 1);
@@ -289,7 +293,7 @@ fn refused_in(lines: &[Value]) -> std::collections::BTreeMap<&str, u64> {
 #[test]
 fn refused_handshakes_are_bounded_in_rate_and_the_rest_is_told_by_reason() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 1000).unwrap();
+    let audit = Audit::start(disk.clone(), 1000).unwrap();
     let remote = "192.0.2.1:5".parse().unwrap();
     let id = SpiffeId::new("spiffe://a.b/x").unwrap();
     let shown = Some((&id, "1f"));
@@ -328,7 +332,7 @@ fn refused_handshakes_are_bounded_in_rate_and_the_rest_is_told_by_reason() {
 #[test]
 fn reasons_that_peers_make_up_take_a_bounded_number_of_lines() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 1000).unwrap();
+    let audit = Audit::start(disk.clone(), 1000).unwrap();
     let remote = "192.0.2.1:5".parse().unwrap();
     for n in 0..1000 {
         let reason = format!("{n} is no SPIFFE ID{}", "ö".repeat(10_000));
@@ -345,13 +349,12 @@ fn reasons_that_peers_make_up_take_a_bounded_number_of_lines() {
 #[test]
 fn a_disk_that_fails_loses_no_count_of_refused_handshakes() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 1000).unwrap();
+    let audit = Audit::start(disk.clone(), 1000).unwrap();
     let remote = "192.0.2.1:5".parse().unwrap();
     for _ in 0..LINES_PER_SECOND + 7 {
         audit.handshake_refused(NOW, remote, None, "no certificate");
     }
-    let whole = |disk: &Disk| disk.content().iter().filter(|b| **b == b'\n').count();
-    wait_until(|| whole(&disk) == LINES_PER_SECOND as usize);
+    wait_until(|| disk.whole_lines() == LINES_PER_SECOND as usize + 1);
     disk.set_space(Some(0));
     wait_until(|| audit.counts().write_errors > 1);
     disk.set_space(None);
@@ -366,7 +369,7 @@ fn a_disk_that_fails_loses_no_count_of_refused_handshakes() {
 #[test]
 fn who_got_a_connection_is_written_down() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let audit = Audit::start(disk.clone(), 8).unwrap();
     let id = SpiffeId::new("spiffe://a.b/x").unwrap();
     audit.handshake_admitted(NOW, "192.0.2.1:5".parse().unwrap(), (&id, "1f"));
     assert!(audit.close(LONG));
@@ -386,7 +389,7 @@ fn who_got_a_connection_is_written_down() {
 #[test]
 fn reloads_are_written_down_with_what_was_wrong() {
     let disk = Disk::default();
-    let audit = Audit::start(disk.clone(), false, 8).unwrap();
+    let audit = Audit::start(disk.clone(), 8).unwrap();
     let reason = "g.toml: nothing was reloaded";
     audit.reloaded(NOW, Some(reason));
     audit.reloaded(NOW, None);
