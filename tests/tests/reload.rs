@@ -118,6 +118,15 @@ async fn robots_and_policy_are_taken_over_while_missions_run() {
     })
     .await;
     assert_eq!(robots(&mut client).await.len(), 1);
+    // So does the caller whose rule is gone, and the audit says whom it was.
+    let cut = world.audited(0, "the cut", |line| line["method"] == "recheck");
+    let cut = cut.await;
+    assert_eq!(cut["caller"], id("newcomer"), "{cut}");
+    assert_eq!(
+        (&cut["decision"], &cut["outcome"]),
+        (&"refused".into(), &"cut".into())
+    );
+    assert_contains(cut["reason"].as_str().unwrap(), "does not admit");
     let answer = dispatch(&mut client, mission("sim-mqtt", "dock")).await;
     assert_contains(
         &answer.message,

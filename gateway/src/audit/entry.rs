@@ -26,7 +26,7 @@ pub enum Decision {
 pub struct Entry<'a> {
     /// What was decided.
     pub decision: Decision,
-    /// The RPC's name, `handshake` or `reload`.
+    /// The RPC's name, `handshake`, `recheck` or `reload`.
     #[serde(serialize_with = "bounded")]
     pub method: &'a str,
     /// Who asked: a principal or a SPIFFE ID.
@@ -53,7 +53,7 @@ pub struct Entry<'a> {
     /// Why, for people.
     #[serde(serialize_with = "bounded", skip_serializing_if = "str::is_empty")]
     pub reason: &'a str,
-    /// Where a handshake came from.
+    /// Where a connection came from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remote: Option<SocketAddr>,
 }

@@ -188,6 +188,26 @@ impl Audit {
         self.record(now, &entry);
     }
 
+    /// Writes down that a connection was cut, since its peer would not be admitted any more.
+    pub fn connection_cut(
+        &self,
+        now: SystemTime,
+        remote: SocketAddr,
+        peer: (&SpiffeId, &str),
+        reason: &str,
+    ) {
+        let (id, serial) = peer;
+        let entry = Entry {
+            caller: Some(id),
+            serial,
+            remote: Some(remote),
+            outcome: "cut",
+            reason,
+            ..Entry::new(Decision::Refused, "recheck")
+        };
+        self.record(now, &entry);
+    }
+
     /// Writes down that the configuration was read again, and why it was refused, in case.
     pub fn reloaded(&self, now: SystemTime, refused: Option<&str>) {
         let decision = match refused {

@@ -9,7 +9,7 @@ use crate::{
 };
 use portarium_identity::SvidManager;
 use portarium_protocols::{
-    grpc::{Arrival, Connections, pb::DispatchStatus},
+    grpc::{Admission, Connections, pb::DispatchStatus},
     mission::MissionStatus,
 };
 use std::{
@@ -52,23 +52,27 @@ impl ServiceObserver for ToMetrics {
 }
 
 /// Writes down what came of a caller at the door.
-pub(super) fn arrival(audit: &Audit, remote: SocketAddr, arrival: &Arrival<'_>) {
+pub(super) fn admission(audit: &Audit, remote: SocketAddr, admission: &Admission<'_>) {
     let now = SystemTime::now();
-    match arrival {
-        Arrival::Admitted(peer) => {
+    match admission {
+        Admission::Admitted(peer) => {
             audit.handshake_admitted(now, remote, (&peer.spiffe_id, &peer.serial));
         }
-        Arrival::Refused(error) => {
+        Admission::Refused(error) => {
             audit.handshake_refused(now, remote, error.not_admitted(), &error.to_string());
         }
-        Arrival::TooManyOfOne(peer) => {
+        Admission::TooManyOfOne(peer) => {
             let reason = "this caller has as many connections as one may have";
             let shown = Some((&peer.spiffe_id, peer.serial.as_str()));
             audit.handshake_refused(now, remote, shown, reason);
         }
-        Arrival::TooMany => {
+        Admission::TooMany => {
             let reason = "there are as many connections as there may be";
             audit.handshake_refused(now, remote, None, reason);
+        }
+        Admission::Withdrawn(peer, error) => {
+            let shown = (&peer.spiffe_id, peer.serial.as_str());
+            audit.connection_cut(now, remote, shown, &error.to_string());
         }
     }
 }

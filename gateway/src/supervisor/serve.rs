@@ -115,7 +115,7 @@ impl Gateway {
 
         let connections = Connections::telling({
             let audit = audit.clone();
-            move |remote, arrival| observe::arrival(&audit, remote, &arrival)
+            move |remote, admission| observe::admission(&audit, remote, &admission)
         });
         let policy = Arc::new(ArcSwap::from_pointee(config.reloadable.policy.clone()));
         let tls = identity

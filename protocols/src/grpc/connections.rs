@@ -31,9 +31,9 @@ pub struct Connections {
     failed_peer: AtomicU64,
 }
 
-/// What came of a peer at the door.
+/// Who is let in and who is not.
 #[derive(Debug)]
-pub enum Arrival<'a> {
+pub enum Admission<'a> {
     /// It is in.
     Admitted(&'a Peer),
     /// It failed its handshake.
@@ -42,13 +42,15 @@ pub enum Arrival<'a> {
     TooManyOfOne(&'a Peer),
     /// There are as many connections as there may be; it was not asked who it is.
     TooMany,
+    /// It was in, would not be admitted now, and is cut.
+    Withdrawn(&'a Peer, &'a TlsError),
 }
 
-/// Who hears of arrivals.
-struct Told(Box<OnArrival>);
+/// Who hears of them.
+struct Told(Box<OnAdmission>);
 
 /// Hears where a connection came from and what came of it.
-type OnArrival = dyn Fn(SocketAddr, Arrival<'_>) + Send + Sync;
+type OnAdmission = dyn Fn(SocketAddr, Admission<'_>) + Send + Sync;
 
 impl fmt::Debug for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,6 +69,7 @@ struct Entry {
 /// Who is on the other end of a connection, and the chain that proved it, leaf first.
 #[derive(Debug, Clone)]
 pub(super) struct Authenticated {
+    pub(super) from: SocketAddr,
     pub(super) peer: Arc<Peer>,
     pub(super) chain: Arc<[CertificateDer<'static>]>,
 }
@@ -101,7 +104,7 @@ impl Connections {
     /// None yet, and `told` hears where each came from and what came of it. Peers that went away
     /// amid their handshake are not told, nor those without TLS. It must not block.
     pub fn telling(
-        told: impl for<'a> Fn(SocketAddr, Arrival<'a>) + Send + Sync + 'static,
+        told: impl for<'a> Fn(SocketAddr, Admission<'a>) + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             told: Some(Told(Box::new(told))),
@@ -137,11 +140,15 @@ impl Connections {
         let with_peer: Vec<_> = with_peer.collect();
         // The lock is not held while signatures are verified.
         drop(open);
-        let unwanted = with_peer.iter().filter(|(authenticated, _)| {
-            tls.recheck(&authenticated.peer, &authenticated.chain)
-                .is_err()
+        let unwanted = with_peer.iter().filter_map(|(authenticated, cut)| {
+            let checked = tls.recheck(&authenticated.peer, &authenticated.chain);
+            let error = checked.err()?;
+            cut.cut();
+            let withdrawn = Admission::Withdrawn(&authenticated.peer, &error);
+            self.tell(authenticated.from, withdrawn);
+            Some(())
         });
-        unwanted.map(|(_, cut)| cut.cut()).count()
+        unwanted.count()
     }
 
     /// How often [`recheck`](Self::recheck) was called: whose handshake was under way meanwhile
@@ -161,16 +168,19 @@ impl Connections {
 
     pub(super) fn turned_away(&self, from: SocketAddr, peer: Option<&Peer>) {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
-        self.tell(from, peer.map_or(Arrival::TooMany, Arrival::TooManyOfOne));
+        self.tell(
+            from,
+            peer.map_or(Admission::TooMany, Admission::TooManyOfOne),
+        );
     }
 
     pub(super) fn admitted(&self, from: SocketAddr, peer: &Peer) {
-        self.tell(from, Arrival::Admitted(peer));
+        self.tell(from, Admission::Admitted(peer));
     }
 
-    fn tell(&self, from: SocketAddr, arrival: Arrival<'_>) {
+    fn tell(&self, from: SocketAddr, admission: Admission<'_>) {
         if let Some(told) = &self.told {
-            (told.0)(from, arrival);
+            (told.0)(from, admission);
         }
     }
 
@@ -178,7 +188,7 @@ impl Connections {
         if let GrpcError::Tls(error) = error
             && !error.is_broken_connection()
         {
-            self.tell(from, Arrival::Refused(error));
+            self.tell(from, Admission::Refused(error));
         }
         let counter = match error {
             GrpcError::Tls(TlsError::Identity(_)) => &self.failed_identity,

@@ -16,7 +16,7 @@ mod target;
 pub use adapter::{GrpcAdapter, GrpcRobot};
 pub use channel::{Channel, ChannelError, connect};
 pub use connection::{Connection, Down};
-pub use connections::{Arrival, Connections, ServerStats};
+pub use connections::{Admission, Connections, ServerStats};
 pub use error::GrpcError;
 pub use target::Target;
 

@@ -193,6 +193,7 @@ impl Server {
             Ok((stream, peer)) => {
                 let ends = peer.lease(SystemTime::now()).ends;
                 let peer = Authenticated {
+                    from,
                     peer: Arc::new(peer),
                     chain: chain_of(&stream),
                 };

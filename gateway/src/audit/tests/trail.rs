@@ -304,6 +304,36 @@ fn what_a_crash_tore_stays_and_is_told_and_protected() {
 }
 
 #[test]
+fn a_disk_that_is_full_over_and_over_leaves_a_chain() {
+    // At the start, in the middle of a line, in the middle of what tells of that.
+    for space in [0, 1, 30, 200, 250, 400] {
+        let disk = Disk::default();
+        disk.set_space(Some(space));
+        let audit = Audit::start(disk.clone(), 8).unwrap();
+        let tries = || audit.counts().written + audit.counts().write_errors;
+        wait_until(|| tries() > 0);
+        for n in 0..6 {
+            disk.set_space(Some(space));
+            let before = tries();
+            audit.record(NOW, &entry(&format!("m-{n}")));
+            wait_until(|| tries() > before);
+        }
+        disk.set_space(None);
+        audit.record(NOW, &entry("last"));
+        assert!(audit.close(LONG));
+        let written = story(&disk.content());
+        assert_eq!(written.last().unwrap(), "last");
+        let told = written
+            .iter()
+            .filter_map(|line| line.strip_suffix(" dropped"));
+        let told: Vec<u64> = told.map(|n| n.parse().unwrap()).collect();
+        let dropped = told.iter().sum::<u64>();
+        assert_eq!(dropped, audit.counts().dropped, "{space}");
+        assert_eq!(written.len() - told.len() + dropped as usize, 7, "{space}");
+    }
+}
+
+#[test]
 fn a_crash_between_the_steps_of_a_rotation_loses_nothing() {
     // Put aside, and no new file yet; or one without its first line, or with a part of it.
     for torn in [None, Some(""), Some("{\"time\"")] {
