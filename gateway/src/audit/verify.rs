@@ -6,12 +6,20 @@ use super::{
 };
 use std::{
     collections::HashSet,
-    fs::File,
+    fs::{self, File, Metadata},
     io::{self, BufRead as _, BufReader, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 use thiserror::Error;
+
+/// How often to look again for files that stay where they are, ...
+const TRIES: u32 = 20;
+
+/// ... and after how long.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What was verified, and is as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,9 +149,24 @@ fn unreadable(path: &Path, source: io::Error) -> NotVerified {
     }
 }
 
-/// From the newest to the oldest, since a rotation meanwhile moves them that way: none is missed,
-/// and one that was opened already is known by its inode.
+/// The file and the older ones, the oldest first; begun anew where the gateway puts files aside
+/// meanwhile.
 fn with_older(path: &Path) -> Result<Vec<(PathBuf, File)>, NotVerified> {
+    let mut tries = 0..TRIES;
+    loop {
+        let last = tries.next().is_none();
+        match open_all(path) {
+            Ok(opened) if last || is_newest(path, &opened) => return Ok(opened),
+            // There is no newest for a moment.
+            Err(error) if last => return Err(error),
+            _ => thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// From the newest to the oldest, since a rotation moves them that way: none is missed, and one
+/// that was opened already is known by its inode.
+fn open_all(path: &Path) -> Result<Vec<(PathBuf, File)>, NotVerified> {
     let mut opened = vec![(path.to_owned(), open(path)?)];
     let older = older(path).map_err(|source| unreadable(path, source))?;
     let one_more = older.last().map_or(1, |(number, _)| number + 1);
@@ -158,15 +181,25 @@ fn with_older(path: &Path) -> Result<Vec<(PathBuf, File)>, NotVerified> {
     let mut seen = HashSet::new();
     let mut new = Vec::new();
     for (path, file) in opened {
-        let inode = file
-            .metadata()
-            .map_err(|source| unreadable(&path, source))?;
-        if seen.insert((inode.dev(), inode.ino())) {
+        let metadata = file.metadata();
+        let inode = inode(&metadata.map_err(|source| unreadable(&path, source))?);
+        if seen.insert(inode) {
             new.push((path, file));
         }
     }
     new.reverse();
     Ok(new)
+}
+
+/// The newest that was opened is so still.
+fn is_newest(path: &Path, opened: &[(PathBuf, File)]) -> bool {
+    let now = fs::metadata(path).map(|there| inode(&there)).ok();
+    let newest = opened.last().and_then(|(_, file)| file.metadata().ok());
+    newest.map(|newest| inode(&newest)) == now
+}
+
+fn inode(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// A line that does not fit, and what may yet explain it.

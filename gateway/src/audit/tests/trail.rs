@@ -261,6 +261,30 @@ fn a_file_that_is_full_is_put_aside_and_the_chain_goes_on() {
 }
 
 #[test]
+fn files_are_verified_while_the_gateway_writes_and_rotates() {
+    let folder = Folder::new();
+    let audit = Audit::open(&folder.path, SMALL).unwrap();
+    wait_until(|| audit.counts().written > 0);
+    let recorder = audit.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let until = over.clone();
+    let recording = thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            recorder.record(NOW, &entry("m"));
+            thread::sleep(Duration::from_micros(50));
+        }
+    });
+    let mut heads = std::collections::HashSet::new();
+    wait_until(|| {
+        heads.insert(folder.verify(None).unwrap().head.to_string());
+        folder.older(3).exists() && heads.len() > 300
+    });
+    over.store(true, Ordering::Relaxed);
+    recording.join().unwrap();
+    assert!(audit.close(LONG));
+}
+
+#[test]
 fn a_start_goes_on_with_the_chain_and_says_so() {
     let folder = Folder::new();
     let before = folder.run(ONE_FILE, &["a"]);
