@@ -231,10 +231,13 @@ impl Observer for Hook {
         let Some(inner) = self.0.upgrade() else {
             return;
         };
-        inner.index().remove(mission);
+        // Index and robot in one step: the same mission, asked for again, is a new one as soon as
+        // the index does not know it, and must not be forgotten in place of this one.
+        let mut index = inner.index();
+        index.remove(mission);
         inner.open.fetch_sub(1, Ordering::Relaxed);
         if let Some(robot) = inner.robot(&mission.command.robot_id) {
-            robot.lock().forget(&mission.command.mission_id);
+            robot.lock().forget(mission);
             robot.wake.notify_one();
         }
     }

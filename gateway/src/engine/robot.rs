@@ -347,7 +347,12 @@ impl RobotState {
     }
 
     /// A mission whose acceptance could not be committed.
-    pub(super) fn forget(&mut self, id: &MissionId) {
+    pub(super) fn forget(&mut self, mission: &Arc<Mission>) {
+        let id = &mission.command.mission_id;
+        let known = self.open.get(id);
+        if known.is_some_and(|open| !Arc::ptr_eq(&open.mission, mission)) {
+            return;
+        }
         if let Some(open) = self.open.remove(id) {
             self.observer
                 .forgotten(self.adapter_name, open.state.status);

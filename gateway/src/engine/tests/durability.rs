@@ -244,3 +244,25 @@ async fn draining_ends_with_nothing_being_handed_over_and_nothing_new() {
     sim.open().await;
     assert_eq!(sim.status("m2").await, "Cancelled");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_comes_late_does_not_take_the_mission_that_was_accepted_meanwhile() {
+    let sim = Sim::new().await;
+    sim.dispatch("m0").await.unwrap();
+    sim.disk(Disk::Hangs);
+    let refused = sim.begin(mission("r", "m1")).await;
+    let index_has = sim.engine().inner.index().by_mission_id("m1");
+    let Some(crate::engine::index::Found::Open(first)) = index_has else {
+        panic!("it is open");
+    };
+    sim.disk(Disk::Full);
+    sleep(Duration::from_secs(1)).await;
+    assert!(is_unreachable(&refused.await.unwrap()));
+    sim.disk(Disk::Well);
+    sim.dispatch("m1").await.unwrap();
+    let open = sim.open_in_memory("r");
+    sim.engine().observer().refused(&first);
+    assert_eq!(sim.open_in_memory("r"), open);
+    sim.say("m0", MissionStatus::Succeeded).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m0", "m1"]);
+}
