@@ -127,15 +127,10 @@ impl RobotState {
     }
 
     /// Stops that were sent and not answered, and when they were sent.
-    pub(super) fn unheard_stops(&self) -> impl Iterator<Item = (&MissionId, Instant)> {
+    fn unheard_stops(&self) -> impl Iterator<Item = (&MissionId, Instant)> {
         self.open
             .iter()
-            .filter(|(_, open)| {
-                open.mission.command.action_type.is_stop()
-                    && open.state.status == MissionStatus::Dispatched
-                    && !open.state.heard
-                    && !open.state.outcome_unknown
-            })
+            .filter(|(_, open)| open.is_unanswered_stop() && !open.state.outcome_unknown)
             .map(|(id, open)| (id, open.deliver_by))
     }
 }

@@ -102,8 +102,14 @@ impl RobotState {
             self.observer.outcome_unknown(true);
         }
         match mission.command.action_type {
-            // The robot's row says whether one is to be sent.
-            ActionType::Stop | ActionType::EstopRequest => {}
+            // The robot's row says whether one is to be sent at once. Given up, it is not sent
+            // again on the robot's return either: what the robot was given since is not known.
+            ActionType::Stop | ActionType::EstopRequest => {
+                self.stop.requested += 1;
+                if state.outcome_unknown {
+                    self.stop.overtaken = self.stop.requested;
+                }
+            }
             // Ends with the mission that it cancels, which is asked for below.
             ActionType::CancelAction => {}
             ActionType::ExecuteAction
@@ -111,7 +117,11 @@ impl RobotState {
             {
                 let cancel = match state.cancel_requested {
                     true => CancelPhase::Wanted(None),
-                    false => CancelPhase::Idle,
+                    false => {
+                        // Every stop before it would have asked for its end.
+                        self.stop.overtaken = self.stop.requested;
+                        CancelPhase::Idle
+                    }
                 };
                 let phase = if state.heard {
                     Phase::Sent

@@ -3,7 +3,7 @@
 use super::{
     Inner, Robot,
     index::Found,
-    robot::{Active, CancelPhase, Phase, RobotState, stamp},
+    robot::{Active, CancelPhase, Open, Phase, RobotState, stamp, stronger},
     transition::{Change, Word},
 };
 use crate::journal::{Append, BACKLOG_LIMIT, Record};
@@ -100,7 +100,7 @@ impl Inner {
         {
             let mut state = robot.lock();
             match link {
-                Link::Up if state.link.is_ok() => return,
+                // Also one that was believed to be there: its absence was shorter than the news of it.
                 Link::Up => state.returned(),
                 Link::Down { reason } => {
                     state.link = Err(reason);
@@ -117,7 +117,7 @@ impl RobotState {
     /// answered; its missions are asked for.
     fn returned(&mut self) {
         self.link = Ok(());
-        self.reconciled = false;
+        self.reconciled = self.active.is_none();
         self.retry_at = None;
         self.stop.retry_at = None;
         if !self.stop.is_pending() {
@@ -133,22 +133,18 @@ impl RobotState {
         }
     }
 
-    /// The last stop, if it was handed over and the robot has not said a word of it: what carried it
-    /// may have lost it while the robot was away. Not where the robot was given a mission after it,
-    /// which it would stop in place of the one it was meant for.
+    /// Of the stops that were handed over and of which the robot has not said a word: what carried
+    /// them may have lost them while it was away. Not one before a mission that was sent: that
+    /// mission would be stopped in place of the one it was meant for.
     fn unanswered_stop(&self) -> Option<Arc<Command>> {
-        let (id, _) = self.unheard_stops().find(|(id, _)| {
-            let number = self.open.get(*id).map(|open| open.stop_number);
-            number == Some(self.stop.requested)
-        })?;
-        let newer = self
-            .active
-            .as_ref()
-            .and_then(|active| self.open.get(&active.id));
-        if newer.is_some_and(|open| open.stop_number >= self.stop.requested) {
-            return None;
-        }
-        self.open.get(id).map(|open| open.mission.command.clone())
+        let mut unanswered: Vec<&Open> = self
+            .open
+            .values()
+            .filter(|open| open.is_unanswered_stop() && open.stop_number > self.stop.overtaken)
+            .collect();
+        unanswered.sort_by_key(|open| open.stop_number);
+        let commands = unanswered.iter().map(|open| &open.mission.command);
+        commands.fold(None, |kept, stop| stronger(kept.as_ref(), Some(stop)))
     }
 
     /// Applies a robot's word on one of its missions or stops.

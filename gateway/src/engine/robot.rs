@@ -91,6 +91,15 @@ pub(super) struct Open {
     pub(super) stop_number: u64,
 }
 
+impl Open {
+    /// A stop that was handed over and of which the robot has not said a word.
+    pub(super) fn is_unanswered_stop(&self) -> bool {
+        self.mission.command.action_type.is_stop()
+            && self.state.status == MissionStatus::Dispatched
+            && !self.state.heard
+    }
+}
+
 /// What the robot has.
 #[derive(Debug)]
 pub(super) struct Active {
@@ -152,6 +161,8 @@ pub(super) struct StopLane {
     pub(super) requested: u64,
     /// What the robot answered to the last stop sent, and the last request it covers.
     pub(super) answered: (u64, Option<StopAnswer>),
+    /// A mission was sent after this request: the robot was to move again.
+    pub(super) overtaken: u64,
 }
 
 impl StopLane {
@@ -175,7 +186,8 @@ impl StopLane {
     }
 }
 
-fn stronger(earlier: Option<&Arc<Command>>, later: Option<&Arc<Command>>) -> Option<Arc<Command>> {
+/// The later of two stops, but never a mere stop in place of an emergency stop.
+pub(super) fn stronger(earlier: Option<&Arc<Command>>, later: Option<&Arc<Command>>) -> Option<Arc<Command>> {
     let is_emergency = |stop: &&Arc<Command>| stop.action_type == ActionType::EstopRequest;
     later
         .filter(is_emergency)

@@ -331,3 +331,78 @@ async fn a_mission_is_in_line_with_its_adapter_before_its_robots_lock_is_let_go(
     // Nobody has polled the call yet: a stop that comes now goes behind the mission.
     assert_eq!(robots.dispatched("r"), ["m"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_robot_that_was_away_without_being_seen_so_gets_again_what_it_did_not_answer() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.stop("s1").await;
+    // Only its return is told: it was quicker than the news of its absence.
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.stopped("r"), ["s1", "s1"]);
+    assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
+    assert_eq!(sim.robots.asked("r").last().unwrap(), "m1");
+    sim.say("s1", MissionStatus::Executing).await;
+    sim.say("m1", MissionStatus::Cancelled).await;
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.stopped("r"), ["s1", "s1"], "it was answered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_nobody_answered_is_sent_on_the_robots_return_however_late() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.dispatch("m1").await.unwrap();
+        sim.say("m1", MissionStatus::Executing).await;
+        sim.stop("s1").await;
+        sim.link("r", false).await;
+        if crash {
+            sim.crash().await;
+            assert_eq!(sim.robots.stopped("r"), ["s1"]);
+        } else {
+            sleep(Duration::from_secs(1000)).await;
+            assert_eq!(sim.status("s1").await, "Dispatched?");
+        }
+        sim.link("r", true).await;
+        assert_eq!(sim.robots.stopped("r"), ["s1", "s1"], "crash: {crash}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_the_stops_that_nobody_answered_the_emergency_stop_is_sent_again() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.stop("s1").await;
+        sim.estop("s2-emergency").await;
+        sim.stop("s3").await;
+        sim.link("r", false).await;
+        if crash {
+            sim.crash().await;
+        }
+        sim.link("r", true).await;
+        let last = sim.robots.stopped("r").last().cloned();
+        assert_eq!(last.as_deref(), Some("s2-emergency"));
+        // Its word on that one is its word on all.
+        sim.say("s2-emergency", MissionStatus::Succeeded).await;
+        assert_eq!(sim.status("s3").await, "Succeeded");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_not_sent_again_to_a_robot_that_was_given_a_mission_after_it() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.stop("s1").await;
+        sim.dispatch("m1").await.unwrap();
+        sim.say("m1", MissionStatus::Executing).await;
+        if crash {
+            sim.crash().await;
+        }
+        for word in [MissionStatus::Executing, MissionStatus::Succeeded] {
+            sim.say("m1", word).await;
+            sim.link("r", false).await;
+            sim.link("r", true).await;
+            assert_eq!(sim.robots.stopped("r"), ["s1"], "crash: {crash}");
+        }
+    }
+}
