@@ -12,7 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use portarium_protocols::{
     grpc::pb::{
         ActionParameters, CancelMissionRequest, ConfirmMissionRequest, DispatchMissionRequest,
-        DispatchStatus, GetMissionStatusRequest, ResolveMissionRequest,
+        DispatchStatus, GetMissionStatusRequest, ResolveMissionRequest, StopState,
     },
     mission::{ActionType, CompletionMode, MissionStatus},
 };
@@ -220,7 +220,8 @@ async fn stop(args: StopArgs) -> anyhow::Result<Done> {
     } else {
         line(stop_told(&answer, &args.robot))?;
     }
-    let done = answer.status() == DispatchStatus::Dispatched;
+    let refused = answer.stop.unwrap_or_default().state() == StopState::Refused;
+    let done = answer.status() == DispatchStatus::Dispatched && !refused;
     Ok(if done { Done::Well } else { Done::Badly })
 }
 

@@ -66,6 +66,7 @@ pub(super) fn stop_told(answer: &DispatchMissionResponse, robot: &str) -> String
     }
     let (robot, stop) = (clean(robot), answer.stop.unwrap_or_default());
     let state = match stop.state() {
+        StopState::Refused => &*format!("NOT STOPPED; {}", clean(&answer.message)),
         _ if stop.robot_unreachable => "out of reach; the stop is kept and sent when it returns",
         StopState::Stationary => "stationary",
         StopState::Accepted => "accepted; the robot obeys, and has not said that it stands still",

@@ -255,6 +255,10 @@ impl RobotState {
             MissionStatus::Executing | MissionStatus::WaitingPreemption => StopAnswer::Accepted,
             MissionStatus::Succeeded => StopAnswer::Stationary,
             MissionStatus::Failed => {
+                tracing::error!(robot = ?report.robot, stop = %report.mission, reason = report.detail, "the robot did not stop");
+                if self.stop.answered.0 <= number {
+                    self.stop.answered = (number, Some(Err(report.detail.clone())));
+                }
                 let detail = format!("the robot did not stop: {}", report.detail);
                 let word = Word {
                     detail: &detail,
@@ -269,7 +273,7 @@ impl RobotState {
             }
         };
         if self.stop.answered.0 <= number {
-            self.stop.answered = (number, Some(answer));
+            self.stop.answered = (number, Some(Ok(answer)));
         }
         self.stopped(number, answer, at, records);
         Change::Made

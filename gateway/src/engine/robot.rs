@@ -159,8 +159,9 @@ pub(super) struct StopLane {
     pub(super) retry_at: Option<Instant>,
     /// Grows with each stop asked for.
     pub(super) requested: u64,
-    /// What the robot answered to the last stop sent, and the last request it covers.
-    pub(super) answered: (u64, Option<StopAnswer>),
+    /// What the robot answered to the last stop sent, and the last request it covers; `Err`: why
+    /// it refused.
+    pub(super) answered: (u64, Option<Result<StopAnswer, String>>),
     /// A mission was sent after this request: the robot was to move again.
     pub(super) overtaken: u64,
 }
@@ -187,7 +188,10 @@ impl StopLane {
 }
 
 /// The later of two stops, but never a mere stop in place of an emergency stop.
-pub(super) fn stronger(earlier: Option<&Arc<Command>>, later: Option<&Arc<Command>>) -> Option<Arc<Command>> {
+pub(super) fn stronger(
+    earlier: Option<&Arc<Command>>,
+    later: Option<&Arc<Command>>,
+) -> Option<Arc<Command>> {
     let is_emergency = |stop: &&Arc<Command>| stop.action_type == ActionType::EstopRequest;
     later
         .filter(is_emergency)

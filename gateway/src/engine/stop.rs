@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_millis(20);
 pub struct Stopped {
     /// The gateway's own name for it; empty where it is not on disk yet.
     pub request_id: String,
-    /// What the robot has said.
-    pub answer: StopAnswer,
+    /// What the robot has said; `Err`: that it does not stop, and why.
+    pub answer: Result<StopAnswer, String>,
     /// What waited is cancelled also after a crash.
     pub fence_durable: bool,
     /// The robot cannot be reached; the stop is kept for its return.
@@ -71,7 +71,7 @@ impl Engine {
         let robot_unreachable = answer.is_none() && robot.lock().stop_waits_for_return();
         Ok(Stopped {
             request_id,
-            answer: answer.unwrap_or(StopAnswer::Requested),
+            answer: answer.unwrap_or(Ok(StopAnswer::Requested)),
             fence_durable,
             robot_unreachable,
         })
@@ -225,7 +225,10 @@ impl Inner {
             state.stop.under_way = None;
             match result {
                 Ok(answer) => {
-                    state.stop.answered = (number, Some(answer));
+                    // A report may have come before the answer, and say more.
+                    if state.stop.answered.0 < number || answer != StopAnswer::Requested {
+                        state.stop.answered = (number, Some(Ok(answer)));
+                    }
                     state.stopped(number, answer, &at, &mut records);
                 }
                 Err(SignalError::Unreachable { reason }) => {
@@ -235,8 +238,8 @@ impl Inner {
                 }
                 Err(SignalError::Refused { reason }) => {
                     tracing::error!(robot = %robot.id(), stop = %command.mission_id, %reason, "the robot refused a stop");
-                    state.stop.answered = (number, None);
                     state.stop_refused(number, &reason, &at, &mut records);
+                    state.stop.answered = (number, Some(Err(reason)));
                 }
             }
             state.row_behind |= !state.stop.is_pending();
@@ -253,10 +256,15 @@ impl Inner {
     }
 
     /// The robot's answer to this request or a later one, if it comes in time.
-    async fn answer(&self, robot: &Robot, number: u64, deadline: Instant) -> Option<StopAnswer> {
+    async fn answer(
+        &self,
+        robot: &Robot,
+        number: u64,
+        deadline: Instant,
+    ) -> Option<Result<StopAnswer, String>> {
         loop {
             let word = robot.stop_word.notified();
-            let (covered, answer) = robot.lock().stop.answered;
+            let (covered, answer) = robot.lock().stop.answered.clone();
             if covered >= number {
                 return answer;
             }

@@ -56,9 +56,10 @@ impl Echo {
         at: SystemTime,
     ) -> pb::DispatchMissionResponse {
         let state = match stopped.answer {
-            StopAnswer::Requested => pb::StopState::Requested,
-            StopAnswer::Accepted => pb::StopState::Accepted,
-            StopAnswer::Stationary => pb::StopState::Stationary,
+            Ok(StopAnswer::Requested) => pb::StopState::Requested,
+            Ok(StopAnswer::Accepted) => pb::StopState::Accepted,
+            Ok(StopAnswer::Stationary) => pb::StopState::Stationary,
+            Err(_) => pb::StopState::Refused,
         };
         pb::DispatchMissionResponse {
             // Made here where the caller's was no usable id: the stop is followed by it.
@@ -122,13 +123,14 @@ pub(super) fn reject_reason(refusal: &Refusal) -> &'static str {
 }
 
 fn stop_message(stopped: &Stopped) -> String {
-    let said = match stopped.answer {
-        _ if stopped.robot_unreachable => {
+    let said = match &stopped.answer {
+        Err(reason) => &*format!("the robot refuses to stop: {reason}"),
+        Ok(_) if stopped.robot_unreachable => {
             "the robot is out of reach; the stop is kept and sent when it returns"
         }
-        StopAnswer::Requested => "stop requested; the robot has not answered yet",
-        StopAnswer::Accepted => "the robot accepted the stop",
-        StopAnswer::Stationary => "the robot stands still",
+        Ok(StopAnswer::Requested) => "stop requested; the robot has not answered yet",
+        Ok(StopAnswer::Accepted) => "the robot accepted the stop",
+        Ok(StopAnswer::Stationary) => "the robot stands still",
     };
     let fence = match stopped.fence_durable {
         true => "",

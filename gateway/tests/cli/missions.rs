@@ -157,6 +157,7 @@ async fn a_stop_tells_how_far_it_got() {
             "stationary",
             "but not yet on disk",
         ),
+        (StopState::Refused, true, false, "NOT STOPPED", "durably"),
         (
             StopState::Requested,
             true,
@@ -176,7 +177,8 @@ async fn a_stop_tells_how_far_it_got() {
             ..dispatched()
         };
         let (exit, out, err) = world.says("mission stop --robot amr-7").await;
-        assert_eq!((exit, err.as_str()), (0, ""));
+        let expected = i32::from(state == StopState::Refused);
+        assert_eq!((exit, err.as_str()), (expected, ""));
         let lines: Vec<&str> = out.lines().collect();
         assert!(
             lines[0].starts_with(&format!("robot amr-7: {first}")),

@@ -2,12 +2,12 @@
 
 use super::{
     fake::Got,
-    make::{mission, stop},
+    make::{mission, report, stop},
     world::{Disk, Sim, idle},
 };
 use crate::engine::{OperatorError, Refusal};
 use portarium_protocols::{
-    adapter::{DispatchError, Handover, StopAnswer},
+    adapter::{DispatchError, Handover, SignalError, StopAnswer},
     mission::{ActionType, MissionStatus},
 };
 use std::time::Duration;
@@ -21,7 +21,7 @@ async fn of_ten_that_wait_none_moves_after_a_stop_also_after_a_crash() {
     }
     let answer = sim.stop("s1").await;
     assert!(answer.fence_durable && !answer.robot_unreachable);
-    assert_eq!(answer.answer, StopAnswer::Requested);
+    assert_eq!(answer.answer, Ok(StopAnswer::Requested));
     assert!(!answer.request_id.is_empty());
     assert_eq!(sim.robots.cancelled("r"), ["m0"]);
     sim.crash().await;
@@ -405,4 +405,34 @@ async fn a_stop_is_not_sent_again_to_a_robot_that_was_given_a_mission_after_it()
             assert_eq!(sim.robots.stopped("r"), ["s1"], "crash: {crash}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_robot_that_refuses_to_stop_is_not_said_to_have_not_answered() {
+    let sim = Sim::new().await;
+    let reason = "not in this mode".to_owned();
+    let no = (
+        Duration::from_millis(5),
+        Err(SignalError::Refused { reason }),
+    );
+    sim.robots.script("r", |s| s.stop.push_back(no));
+    let answer = sim.stop("s1").await;
+    assert_eq!(answer.answer, Err("not in this mode".to_owned()));
+    assert!(!answer.robot_unreachable);
+    assert_eq!(sim.status("s1").await, "Failed");
+    // By a report, before the answer.
+    let slow = (Duration::from_millis(10), Ok(StopAnswer::Requested));
+    sim.robots.script("r", |s| s.stop.push_back(slow));
+    let engine = sim.engine();
+    let asked = tokio::spawn(async move {
+        let command = stop("r", "s2", ActionType::Stop);
+        engine.stop("op".into(), command).await.unwrap()
+    });
+    tokio::task::yield_now().await;
+    let mut word = report("s2", MissionStatus::Failed);
+    word.detail = "brakes are hot".into();
+    sim.report(word).await;
+    let answer = asked.await.unwrap().answer;
+    assert_eq!(answer, Err("brakes are hot".to_owned()));
+    sleep(Duration::from_millis(20)).await;
 }

@@ -128,10 +128,15 @@ pub(super) fn of_stop(answer: &pb::DispatchMissionResponse) -> Result<StopAnswer
         });
     }
     match of_dispatch(answer) {
+        Dispatched::Settled(Ok(_)) if stop.state() == pb::StopState::Refused => {
+            Err(SignalError::Refused {
+                reason: words(&[&answer.message]),
+            })
+        }
         Dispatched::Settled(Ok(_)) => Ok(match stop.state() {
             pb::StopState::Stationary => StopAnswer::Stationary,
             pb::StopState::Requested => StopAnswer::Requested,
-            pb::StopState::Accepted | pb::StopState::Unspecified => StopAnswer::Accepted,
+            _ => StopAnswer::Accepted,
         }),
         // The second of the two that every stop is sent as.
         Dispatched::Duplicate => Ok(StopAnswer::Accepted),
@@ -309,6 +314,10 @@ mod tests {
         assert_eq!(with(pb::StopState::Stationary), Ok(StopAnswer::Stationary));
         assert_eq!(with(pb::StopState::Accepted), Ok(StopAnswer::Accepted));
         assert_eq!(with(pb::StopState::Requested), Ok(StopAnswer::Requested));
+        assert!(matches!(
+            with(pb::StopState::Refused),
+            Err(SignalError::Refused { .. })
+        ));
         assert_eq!(
             of_stop(&answer(pb::DispatchStatus::Dispatched)),
             Ok(StopAnswer::Accepted)
