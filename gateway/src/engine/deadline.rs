@@ -62,7 +62,7 @@ impl RobotState {
             self.unknown_outcome(&id, &detail, at, records);
         }
         let silent: Vec<MissionId> = self
-            .unheard_stops()
+            .unfinished_stops()
             .filter(|(_, sent)| *sent + spec.deliver_within <= now)
             .map(|(id, _)| id.clone())
             .collect();
@@ -83,7 +83,7 @@ impl RobotState {
             .cancelled_in_vain()
             .map(|(_, since)| since + spec.deliver_within);
         let stops = self
-            .unheard_stops()
+            .unfinished_stops()
             .map(|(_, sent)| sent + spec.deliver_within);
         let stop = self.stop.next.as_ref().and(self.stop.retry_at);
         // Out of reach, its return is waited for.
@@ -115,22 +115,29 @@ impl RobotState {
             .then_some(active)
     }
 
-    /// The mission whose cancel was delivered and brought no end, and since when: a robot that has
-    /// forgotten a mission will never say that it ended.
+    /// The mission whose cancel was delivered and brought no end, and since when it was last heard
+    /// of: a robot that has forgotten a mission will never say that it ended.
     fn cancelled_in_vain(&self) -> Option<(&MissionId, Instant)> {
         let active = self.active.as_ref()?;
         let open = self.open.get(&active.id)?;
         let CancelPhase::Delivered(Some(since)) = active.cancel else {
             return None;
         };
-        (!open.state.outcome_unknown).then_some((&active.id, since))
+        let ended = open.state.awaiting_confirmation;
+        (!open.state.outcome_unknown && !ended).then_some((&active.id, since))
     }
 
-    /// Stops that were sent and not answered, and when they were sent.
-    fn unheard_stops(&self) -> impl Iterator<Item = (&MissionId, Instant)> {
+    /// Stops that were sent and of which the robot has not said that it stands, and since when it
+    /// has said nothing: it may have forgotten them, and one that never ends would keep its robot
+    /// in the configuration.
+    fn unfinished_stops(&self) -> impl Iterator<Item = (&MissionId, Instant)> {
         self.open
             .iter()
-            .filter(|(_, open)| open.is_unanswered_stop() && !open.state.outcome_unknown)
+            .filter(|(_, open)| {
+                open.mission.command.action_type.is_stop()
+                    && open.state.status != MissionStatus::Pending
+                    && !open.state.outcome_unknown
+            })
             .map(|(id, open)| (id, open.deliver_by))
     }
 }

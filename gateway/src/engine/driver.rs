@@ -314,6 +314,13 @@ impl RobotState {
         at: &Arc<str>,
         records: &mut Vec<Record>,
     ) {
+        if self
+            .open
+            .get(id)
+            .is_none_or(|open| open.state.outcome_unknown)
+        {
+            return;
+        }
         tracing::warn!(mission = %id, detail, "outcome unknown: its robot is held until it reports or an operator resolves the mission");
         self.edit(id, records, |state| {
             state.outcome_unknown = true;

@@ -77,6 +77,8 @@ impl RobotState {
             Reconciled::Known(report) => {
                 self.take_report(&report, at, records);
             }
+            // It is done with it, and said so.
+            _ if open.state.awaiting_confirmation => {}
             Reconciled::NotKnown if open.state.heard => {
                 self.unknown_outcome(
                     id,

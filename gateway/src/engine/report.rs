@@ -237,10 +237,15 @@ impl RobotState {
                 word_by,
             });
         }
-        if let Some(active) = self.active.as_mut().filter(|a| &a.id == id)
-            && matches!(active.phase, Phase::Committing(_) | Phase::Lost)
-        {
+        let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
+            return;
+        };
+        if matches!(active.phase, Phase::Committing(_) | Phase::Lost) {
             active.phase = Phase::Sent;
+        }
+        // What speaks of it has not forgotten it: its end is awaited from here.
+        if let CancelPhase::Delivered(Some(since)) = &mut active.cancel {
+            *since = Instant::now();
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     fake::Got,
-    make::mission,
+    make::{manual, mission},
     world::{Disk, Sim},
 };
 use portarium_protocols::{
@@ -187,4 +187,108 @@ async fn a_gateway_that_was_away_asks_before_it_calls_a_mission_unheard() {
         sim.robots.cancelled("r").is_empty(),
         "it was cancelled for the gateway's absence"
     );
+}
+
+async fn cancel(sim: &Sim, id: &str) {
+    let cancelled = sim.engine().cancel(&id.parse().unwrap(), "").await;
+    assert_eq!(cancelled.unwrap(), crate::engine::Cancelled::Requested);
+}
+
+/// How many states of a mission the journal has.
+async fn rows(sim: &Sim, id: &str) -> usize {
+    let number = sim.engine().number(&id.parse().unwrap());
+    let reader = sim.engine().journal().reader().clone();
+    reader.updates(0, number, 1000).await.unwrap().len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_brings_no_end_and_no_word_leaves_the_outcome_unknown() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Executing).await;
+    sleep(Duration::from_secs(1000)).await;
+    cancel(&sim, "m1").await;
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(sim.status("m1").await, "Executing");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(sim.status("m1").await, "Executing?");
+    assert!(sim.detail("m1").await.contains("cancelled, but"));
+    sim.say("m1", MissionStatus::Cancelled).await;
+    assert_eq!(sim.status("m1").await, "Cancelled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_robot_that_goes_on_after_a_cancel_and_says_so_is_believed() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Executing).await;
+    cancel(&sim, "m1").await;
+    let before = rows(&sim, "m1").await;
+    for _ in 0..100 {
+        sleep(Duration::from_secs(10)).await;
+        sim.say("m1", MissionStatus::Executing).await;
+        assert_eq!(sim.status("m1").await, "Executing");
+    }
+    assert_eq!(rows(&sim, "m1").await, before, "nothing changed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mission_that_awaits_its_confirmation_is_not_of_unknown_outcome() {
+    let sim = Sim::new().await;
+    sim.ask(manual("r", "m1")).await.unwrap();
+    sim.say("m1", MissionStatus::Executing).await;
+    cancel(&sim, "m1").await;
+    sim.say("m1", MissionStatus::Succeeded).await;
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(sim.status("m1").await, "Executing");
+    // The robot is done with it and forgets it.
+    let forgot = (Duration::ZERO, Ok(Reconciled::NotKnown));
+    sim.robots.script("r", |s| s.reconcile.push_back(forgot));
+    sim.link("r", false).await;
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.asked("r"), ["m1"]);
+    assert_eq!(sim.status("m1").await, "Executing");
+    let confirmed = sim.engine().confirm(&"m1".parse().unwrap(), "").await;
+    confirmed.unwrap();
+    assert_eq!(sim.status("m1").await, "Succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_was_accepted_and_never_ends_is_of_unknown_outcome_and_an_operators_to_end() {
+    let mut sim = Sim::new().await;
+    sim.stop("s1").await;
+    sim.say("s1", MissionStatus::Executing).await;
+    sleep(Duration::from_secs(59)).await;
+    sim.say("s1", MissionStatus::Executing).await;
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(sim.status("s1").await, "Executing");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(sim.status("s1").await, "Executing?");
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Succeeded).await;
+    sim.specs = vec![super::make::spec("q")];
+    assert!(sim.reload().await.is_err());
+    let (engine, id) = (sim.engine(), "s1".parse().unwrap());
+    let resolved = engine.resolve(&id, MissionStatus::Succeeded, "it stands");
+    resolved.await.unwrap();
+    sim.reload().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outcome_that_stays_unknown_costs_no_row_each_time_the_robot_is_asked() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Executing).await;
+    let forgot = || (Duration::ZERO, Ok(Reconciled::NotKnown));
+    sim.robots
+        .script("r", |s| s.reconcile.extend((0..10).map(|_| forgot())));
+    sim.link("r", true).await;
+    assert_eq!(sim.status("m1").await, "Executing?");
+    let before = rows(&sim, "m1").await;
+    for _ in 0..9 {
+        sleep(Duration::from_secs(10)).await;
+        sim.link("r", true).await;
+    }
+    assert_eq!(sim.robots.asked("r").len(), 10);
+    assert_eq!(rows(&sim, "m1").await, before);
 }
