@@ -103,19 +103,15 @@ impl Inner {
             Known::Same(found) => return Ok(Admitted::Known(found)),
             Known::Other(reason) => return Err(Refusal::Duplicate(reason)),
         }
-        if self.draining.is_cancelled() {
-            return Err(unreachable("the gateway is shutting down", 5));
-        }
-        if self.journal.is_congested() {
-            return Err(unreachable("the journal is behind", 1));
-        }
-        if self.open.load(Ordering::Relaxed) >= self.world.limits.open_missions {
-            return Err(unreachable(
-                "the gateway has as many open missions as it takes",
-                1,
-            ));
-        }
         let mut state = robot.lock();
+        if let Some(refusal) = self.takes_none() {
+            if command.action_type == ActionType::CancelAction {
+                // What keeps the record out does not keep the cancel from the robot.
+                self.cancel_active(&mut state, command, &stamp(self.world.clock.now()));
+                robot.wake.notify_one();
+            }
+            return Err(refusal);
+        }
         let mission = match command.action_type {
             ActionType::CancelAction => self.admit_cancel(&robot, &mut state, caller, command)?,
             _ => self.admit_mission(&robot, &mut state, caller, command)?,
@@ -124,6 +120,19 @@ impl Inner {
         index.insert(&mission);
         self.open.fetch_add(1, Ordering::Relaxed);
         Ok(Admitted::New(mission, robot))
+    }
+
+    /// Why no mission at all is accepted now.
+    fn takes_none(&self) -> Option<Refusal> {
+        if self.draining.is_cancelled() {
+            return Some(unreachable("the gateway is shutting down", 5));
+        }
+        if self.journal.is_congested() {
+            return Some(unreachable("the journal is behind", 1));
+        }
+        let open = self.open.load(Ordering::Relaxed);
+        (open >= self.world.limits.open_missions)
+            .then(|| unreachable("the gateway has as many open missions as it takes", 1))
     }
 
     fn admit_mission(
@@ -178,25 +187,14 @@ impl Inner {
         caller: Arc<str>,
         command: &Arc<Command>,
     ) -> Result<Arc<Mission>, Refusal> {
-        let Some(target) = state.active.as_ref().map(|a| a.id.clone()) else {
+        let now = self.world.clock.now();
+        let at = stamp(now);
+        let Some(target) = self.cancel_active(state, command, &at) else {
             return Err(Refusal::State(format!(
                 "robot {} has no mission to cancel",
                 robot.id()
             )));
         };
-        let now = self.world.clock.now();
-        let at = stamp(now);
-        // In an append of its own, which is kept until it is on disk: the cancel goes out, whether
-        // the mission that asks for it can be accepted or not.
-        let mut records = Vec::new();
-        let reason = format!("robot:cancel_action {}", command.mission_id);
-        state.want_cancel(&target, &reason, &at, &mut records);
-        if !records.is_empty() {
-            self.journal.append(Append {
-                records,
-                ..Append::default()
-            });
-        }
         let mission = Arc::new(Mission::new(command.clone(), caller, now));
         let pending = MissionState::pending(at.clone());
         let mut records = vec![Record::Accepted(mission.clone(), pending.clone())];
@@ -225,6 +223,28 @@ impl Inner {
             ..Append::default()
         });
         Ok(mission)
+    }
+
+    /// Asks for the end of what the robot has, and says what that is. In an append of its own,
+    /// which is kept until it is on disk: the cancel goes out, whether the mission that asks for it
+    /// can be accepted or not.
+    fn cancel_active(
+        &self,
+        state: &mut RobotState,
+        command: &Command,
+        at: &Arc<str>,
+    ) -> Option<MissionId> {
+        let target = state.active.as_ref().map(|active| active.id.clone())?;
+        let mut records = Vec::new();
+        let reason = format!("robot:cancel_action {}", command.mission_id);
+        state.want_cancel(&target, &reason, at, &mut records);
+        if !records.is_empty() {
+            self.journal.append(Append {
+                records,
+                ..Append::default()
+            });
+        }
+        Some(target)
     }
 
     async fn dispatched(&self, mission: &Mission, repeated: bool) -> Result<Dispatched, Refusal> {

@@ -1,9 +1,10 @@
 //! `DispatchMission`: missions and stops.
 
 use super::{
-    JOURNAL_PATIENCE, Service,
+    Service,
     answer::{Echo, reject_reason},
     gate::About,
+    missions::patience,
 };
 use crate::{
     engine::Refusal,
@@ -11,7 +12,7 @@ use crate::{
 };
 use portarium_protocols::{
     grpc::{convert, pb},
-    mission::Command,
+    mission::{ActionType, Command},
 };
 use std::{
     sync::Arc,
@@ -131,16 +132,22 @@ impl Service {
         let permitted = self
             .gate
             .permitted(principal, METHOD, About::command(&asked));
-        let place = self.dispatches.enter(principal.caller());
-        let result = match (self.wrong_fleet(&asked), place) {
-            (Some(refusal), _) => Err(refusal),
-            (None, None) => Err(Refusal::Unreachable {
+        let cancels = asked.action_type == ActionType::CancelAction;
+        let places = if cancels {
+            &self.cancels
+        } else {
+            &self.dispatches
+        };
+        let place = places.enter(principal.caller());
+        let result = match self.wrong_fleet(&asked) {
+            Some(refusal) => Err(refusal),
+            None if place.is_none() && !cancels => Err(Refusal::Unreachable {
                 message: "too many calls wait for the journal".into(),
                 retry_after: Duration::from_secs(1),
             }),
-            (None, Some(_place)) => {
+            None => {
                 let accepted = self.engine.dispatch(caller, (*asked).clone());
-                timeout(JOURNAL_PATIENCE, accepted).await.map_err(|_| {
+                timeout(patience(place.as_ref()), accepted).await.map_err(|_| {
                     Status::unavailable(
                         "the journal has not answered; ask again with the same keys to learn what came of it",
                     )

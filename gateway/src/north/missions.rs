@@ -1,6 +1,6 @@
 //! Cancel, status, confirmation and resolution of single missions.
 
-use super::{JOURNAL_PATIENCE, Service, gate::About};
+use super::{JOURNAL_PATIENCE, Service, gate::About, places::Place};
 use crate::{
     engine::{Cancelled, MissionView, OperatorError, rfc3339},
     journal::{JournalError, MissionState},
@@ -11,7 +11,7 @@ use portarium_protocols::{
     ids::MissionId,
     mission::{Command, MissionStatus},
 };
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Status};
 
@@ -24,8 +24,10 @@ impl Service {
         let principal = self.gate.enter(&request, method)?;
         let request = request.into_inner();
         let about = About::mission(&request.mission_id);
-        let _place = self.place(&self.cancels, &principal, method, about)?;
-        let Some((id, command)) = self.find(&principal, method, about).await? else {
+        let place = self.cancels.enter(principal.caller());
+        let patience = patience(place.as_ref());
+        let found = self.find(&principal, method, about, patience).await?;
+        let Some((id, command)) = found else {
             let message = unknown(&request.mission_id);
             self.gate
                 .refused(&principal, method, about, "not known", &message);
@@ -37,7 +39,8 @@ impl Service {
         self.permit(&principal, method, &command)?;
         let about = About::command(&command);
         let permitted = self.gate.permitted(&principal, method, about);
-        let result = within(self.engine.cancel(&id, &reason(&request.reason))).await?;
+        let reason = reason(&request.reason);
+        let result = within(patience, self.engine.cancel(&id, &reason)).await?;
         let outcome = result.map_err(|e| journal(&e))?;
         let response = match outcome {
             Cancelled::Now(at) => pb::CancelMissionResponse {
@@ -99,7 +102,9 @@ impl Service {
         };
         let id: MissionId = mission_id.parse().map_err(|_| not_found())?;
         let asked = self.engine.status(&id);
-        let view = self.look_up(principal, method, about, asked).await?;
+        let view = self
+            .look_up(principal, method, about, JOURNAL_PATIENCE, asked)
+            .await?;
         let view = view.ok_or_else(not_found)?;
         let fleet = self.fleet(&view.command);
         let robot = RobotRef {
@@ -171,7 +176,10 @@ impl Service {
     {
         let about = About::mission(mission_id);
         let _place = self.place(&self.others, principal, method, about)?;
-        let Some((id, command)) = self.find(principal, method, about).await? else {
+        let found = self
+            .find(principal, method, about, JOURNAL_PATIENCE)
+            .await?;
+        let Some((id, command)) = found else {
             let message = unknown(mission_id);
             self.gate
                 .refused(principal, method, about, "not known", &message);
@@ -180,7 +188,7 @@ impl Service {
         self.permit(principal, method, &command)?;
         let about = About::command(&command);
         let permitted = self.gate.permitted(principal, method, about);
-        match within(say(id)).await? {
+        match within(JOURNAL_PATIENCE, say(id)).await? {
             Ok(()) => {
                 permitted.allowed("accepted", "");
                 Ok((true, String::new()))
@@ -199,12 +207,15 @@ impl Service {
         principal: &Principal,
         method: Method,
         about: About<'_>,
+        patience: Duration,
     ) -> Result<Option<(MissionId, Arc<Command>)>, Status> {
         let Ok(id) = about.mission_id.parse::<MissionId>() else {
             return Ok(None);
         };
         let asked = self.engine.command(&id);
-        let command = self.look_up(principal, method, about, asked).await?;
+        let command = self
+            .look_up(principal, method, about, patience, asked)
+            .await?;
         Ok(command.map(|command| (id, command)))
     }
 
@@ -215,9 +226,10 @@ impl Service {
         principal: &Principal,
         method: Method,
         about: About<'_>,
+        patience: Duration,
         asked: impl Future<Output = Result<T, JournalError>>,
     ) -> Result<T, Status> {
-        let answer = within(asked).await;
+        let answer = within(patience, asked).await;
         let answer = answer.and_then(|answer| answer.map_err(|e| journal(&e)));
         answer.inspect_err(|status| {
             self.gate
@@ -251,11 +263,26 @@ impl Service {
     }
 }
 
+/// How long a cancel waits for the journal. One that has no place to wait is asked for all the
+/// same: others that wait must not keep it from its robot.
+pub(super) fn patience(place: Option<&Place>) -> Duration {
+    place.map_or(Duration::ZERO, |_| JOURNAL_PATIENCE)
+}
+
 /// No call waits forever for a disk.
-pub(super) async fn within<T>(future: impl Future<Output = T>) -> Result<T, Status> {
-    timeout(JOURNAL_PATIENCE, future).await.map_err(|_| {
-        Status::unavailable("the journal has not answered; what was asked is under way, ask again")
-    })
+pub(super) async fn within<T>(
+    patience: Duration,
+    future: impl Future<Output = T>,
+) -> Result<T, Status> {
+    let late = |_| match patience.is_zero() {
+        true => Status::resource_exhausted(
+            "too many calls wait for the journal; what was asked is under way, ask again later",
+        ),
+        false => Status::unavailable(
+            "the journal has not answered; what was asked is under way, ask again",
+        ),
+    };
+    timeout(patience, future).await.map_err(late)
 }
 
 pub(super) fn journal(error: &JournalError) -> Status {

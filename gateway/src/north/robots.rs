@@ -1,7 +1,7 @@
 //! Robots: list, show, hold, release.
 
 use super::{
-    Service,
+    JOURNAL_PATIENCE, Service,
     gate::About,
     missions::{journal, reason, within},
 };
@@ -107,7 +107,7 @@ impl Service {
             .command(principal, method, robot_ref(&view), None, about)?;
         let _place = self.place(&self.others, principal, method, about)?;
         let permitted = self.gate.permitted(principal, method, about);
-        match within(set(id.clone())).await? {
+        match within(JOURNAL_PATIENCE, set(id.clone())).await? {
             Ok(()) => {
                 permitted.allowed("accepted", why);
                 self.view(id.as_str()).map(message)

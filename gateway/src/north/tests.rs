@@ -272,14 +272,23 @@ async fn calls_that_wait_for_the_disk_leave_a_stream_of_their_connection_to_a_st
         let other = places.enter(caller("spiffe://a.b/other"));
         assert!(other.is_some(), "another caller finds a place");
     }
-    let stopped = service.dispatch(from_caller(stop("s-1"))).await.unwrap();
-    assert_eq!(stopped.status(), pb::DispatchStatus::Dispatched);
+    let (engine, id) = (&service.engine, "m-9".parse().unwrap());
+    assert!(engine.command(&id).await.unwrap().is_some());
+    let robot = || engine.robot(&"r".parse().unwrap()).unwrap();
+    // The first is cancelled by now, and the next in its place.
+    while robot().active.is_none() {
+        tokio::task::yield_now().await;
+    }
+    let before = robot().queued;
     let one_more = pb::CancelMissionRequest {
-        mission_id: "m-0".into(),
+        mission_id: "m-9".into(),
         ..Default::default()
     };
     let shed = service.cancel(from_caller(one_more)).await.unwrap_err();
     assert_eq!(shed.code(), tonic::Code::ResourceExhausted);
+    assert_eq!(robot().queued, before - 1, "it is in force all the same");
+    let stopped = service.dispatch(from_caller(stop("s-1"))).await.unwrap();
+    assert_eq!(stopped.status(), pb::DispatchStatus::Dispatched);
 }
 
 #[tokio::test]

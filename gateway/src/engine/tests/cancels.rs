@@ -162,3 +162,28 @@ async fn a_cancel_action_ends_what_was_about_to_be_sent() {
     }
     assert!(sim.robots.dispatched("r").is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_action_reaches_its_robot_whatever_keeps_its_record_out() {
+    for obstacle in ["limit", "backlog", "drain"] {
+        let sim = Sim::with(|sim| sim.limits.open_missions = 1).await;
+        sim.dispatch("m1").await.unwrap();
+        match obstacle {
+            "backlog" => {
+                sim.disk(Disk::Hangs);
+                while !sim.engine().journal().is_congested() {
+                    sim.engine().journal().append(Default::default());
+                }
+            }
+            "drain" => sim.engine().drain().await,
+            _ => {}
+        }
+        for _ in 0..2 {
+            let answer = sim.ask(cancel_action("r", "c1")).await;
+            assert!(matches!(answer, Err(Refusal::Unreachable { .. })));
+        }
+        assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"], "{obstacle}");
+        let backlog = sim.engine().journal().backlog();
+        assert!(backlog <= crate::journal::BACKLOG_LIMIT + 1, "{backlog}");
+    }
+}
