@@ -38,7 +38,8 @@ impl Engine {
     /// Cancels a mission: at once while it waits, by the robot's word once it was sent.
     ///
     /// # Errors
-    /// Where the journal is closed. The robot is asked all the same.
+    /// Where the journal is closed, or behind and this cancel is no news. The robot is asked all the
+    /// same.
     pub async fn cancel(&self, id: &MissionId, reason: &str) -> Result<Cancelled, JournalError> {
         let found = self.inner.index().by_mission_id(id.as_str());
         let mission = match found {
@@ -58,6 +59,9 @@ impl Engine {
             return Ok(Cancelled::Unknown);
         };
         let (change, done, at) = self.inner.request_cancel(&robot, &mission, reason);
+        let Some(done) = done else {
+            return Err(JournalError::Behind);
+        };
         match done.wait().await {
             Ok(()) => {}
             Err(error) => return Err(error.clone()),
@@ -91,12 +95,11 @@ impl Inner {
         robot: &Arc<Robot>,
         mission: &Arc<Mission>,
         reason: &str,
-    ) -> (Change, Ticket, SystemTime) {
+    ) -> (Change, Option<Ticket>, SystemTime) {
         let now = self.world.clock.now();
         let at = stamp(now);
-        let done = Ticket::default();
         let mut records = Vec::new();
-        let change = {
+        let (change, done) = {
             let mut state = robot.lock();
             let id = &mission.command.mission_id;
             let change = if state.may_have_it(id) {
@@ -112,13 +115,18 @@ impl Inner {
                 };
                 state.advance(id, MissionStatus::Cancelled, &word, &mut records)
             };
-            // Also without a record: what was changed before it is then durable too.
-            self.journal.append(Append {
-                records,
-                done: Some(done.clone()),
-                robot: None,
+            // Also without a record: what was changed before it is then durable too. But such
+            // appends must not pile up behind a disk that hangs.
+            let done = (!records.is_empty() || !self.journal.is_congested()).then(|| {
+                let done = Ticket::default();
+                self.journal.append(Append {
+                    records,
+                    done: Some(done.clone()),
+                    robot: None,
+                });
+                done
             });
-            change
+            (change, done)
         };
         self.send_cancel(robot);
         robot.wake.notify_one();

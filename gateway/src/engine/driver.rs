@@ -75,10 +75,9 @@ impl Inner {
         state.expire(now, &spec, &at, &mut records);
         let behind = state.row_behind && !self.journal.is_congested();
         if !records.is_empty() || behind {
-            state.row_behind &= !behind;
             self.journal.append(Append {
                 records,
-                robot: behind.then(|| state.row(robot.id())),
+                robot: behind.then(|| state.next_row(robot.id())),
                 done: None,
             });
         }

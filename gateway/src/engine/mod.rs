@@ -256,7 +256,7 @@ impl Observer for Hook {
 /// What callers are told when the journal cannot take their mission.
 fn journal_refusal(error: &JournalError) -> Refusal {
     Refusal::Unreachable {
-        message: format!("the mission was not accepted: {}", crate::chain(error)),
+        message: format!("the mission was not accepted: {}", error.for_callers()),
         retry_after: Duration::from_secs(1),
     }
 }

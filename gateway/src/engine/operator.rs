@@ -107,7 +107,7 @@ impl Engine {
     /// Keeps new missions from a robot. Durable when it returns, in force at once.
     ///
     /// # Errors
-    /// Where the robot is not configured.
+    /// Where the robot is not configured, or is held already and the journal is behind.
     pub async fn hold(&self, id: &RobotId, reason: &str) -> Result<(), OperatorError> {
         let reason = if reason.is_empty() {
             "no reason given"
@@ -118,9 +118,12 @@ impl Engine {
         let done = {
             let mut state = robot.lock();
             state.stays(id)?;
+            if state.hold.is_some() {
+                self.inner.keeps_up()?;
+            }
             state.hold = Some(reason.to_owned());
             state.holds += 1;
-            self.inner.write_row(&state, &robot)
+            self.inner.write_row(&mut state, &robot)
         };
         done.wait().await.clone()?;
         Ok(())
@@ -130,8 +133,9 @@ impl Engine {
     /// in force.
     ///
     /// # Errors
-    /// Where the robot is not configured, or a stop has not reached it yet.
+    /// Where the robot is not configured, a stop has not reached it yet, or the journal is behind.
     pub async fn release(&self, id: &RobotId) -> Result<(), OperatorError> {
+        self.inner.keeps_up()?;
         let robot = self.inner.known_robot(id)?;
         let (done, before) = {
             let mut state = robot.lock();
@@ -141,8 +145,7 @@ impl Engine {
                     "a stop has not reached robot {id} yet; release it when it has"
                 )));
             }
-            state.row_behind = false;
-            let mut row = state.row(id);
+            let mut row = state.next_row(id);
             row.latched = false;
             row.hold = None;
             let done = Ticket::default();
@@ -165,6 +168,8 @@ impl Engine {
             }
             state.latched = false;
             state.hold = None;
+            // A row that was written meanwhile has both still.
+            state.row_behind = true;
         }
         robot.wake.notify_one();
         Ok(())
@@ -172,6 +177,14 @@ impl Engine {
 }
 
 impl Inner {
+    /// What can wait is not taken while the journal is behind: it would pile up.
+    fn keeps_up(&self) -> Result<(), JournalError> {
+        match self.journal.is_congested() {
+            false => Ok(()),
+            true => Err(JournalError::Behind),
+        }
+    }
+
     fn known_robot(&self, id: &RobotId) -> Result<Arc<Robot>, OperatorError> {
         self.robot(id)
             .ok_or_else(|| OperatorError::UnknownRobot(id.clone()))
@@ -194,6 +207,7 @@ impl Inner {
         robot: &Robot,
         change: impl FnOnce(&mut RobotState, &Arc<str>, &mut Vec<Record>) -> Result<(), OperatorError>,
     ) -> Result<(), OperatorError> {
+        self.keeps_up()?;
         let at = stamp(self.world.clock.now());
         let done = Ticket::default();
         {
@@ -211,9 +225,9 @@ impl Inner {
         Ok(())
     }
 
-    fn write_row(&self, state: &RobotState, robot: &Robot) -> Ticket {
+    fn write_row(&self, state: &mut RobotState, robot: &Robot) -> Ticket {
         let done = Ticket::default();
-        let row = Some(state.row(robot.id()));
+        let row = Some(state.next_row(robot.id()));
         self.journal.append(Append {
             records: Vec::new(),
             robot: row,

@@ -62,6 +62,8 @@ pub(super) struct RobotState {
     /// mission is sent.
     pub(super) fence_pending: Option<Ticket>,
     pub(super) fence_awaited: bool,
+    /// The robot's row was written after that fence, and may say otherwise.
+    pub(super) row_after_fence: bool,
     /// The adapter is at a dispatch; it is never given two at once, although a robot's word may
     /// end a mission before its hand-over has returned.
     pub(super) dispatching: bool,
@@ -251,6 +253,7 @@ impl RobotState {
             fence: 0,
             fence_pending: None,
             fence_awaited: false,
+            row_after_fence: false,
             dispatching: false,
             row_behind: false,
             retry_at: None,
@@ -327,6 +330,13 @@ impl RobotState {
                 matches!(a.phase, Phase::Committing(_) | Phase::Sending { .. })
                     || matches!(a.cancel, CancelPhase::Sending { .. })
             })
+    }
+
+    /// The row as it is now, to be written.
+    pub(super) fn next_row(&mut self, id: &RobotId) -> RobotRow {
+        self.row_behind = false;
+        self.row_after_fence = true;
+        self.row(id)
     }
 
     /// The row as it is now.

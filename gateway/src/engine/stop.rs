@@ -131,9 +131,14 @@ impl Inner {
                 }),
         };
         // Behind a disk that hangs, a fence that has nothing new to say is the one before it.
-        let nothing_new = records.is_empty() && !latches && self.journal.is_congested();
+        let nothing_new =
+            records.is_empty() && !latches && !state.row_after_fence && self.journal.is_congested();
         let durable = match state.fence_pending.clone().filter(|_| nothing_new) {
-            Some(pending) if pending.get().is_none() => pending,
+            Some(pending) if pending.get().is_none() => {
+                // The row on its way may name another stop.
+                state.row_behind = true;
+                pending
+            }
             _ => self.append_fence(robot, &mut state, records),
         };
         Some(Fenced {
@@ -145,10 +150,10 @@ impl Inner {
 
     fn append_fence(&self, robot: &Robot, state: &mut RobotState, records: Vec<Record>) -> Ticket {
         let durable = Ticket::default();
-        let mut row = state.row(robot.id());
+        let mut row = state.next_row(robot.id());
         // The position of this very append.
         row.fence = None;
-        state.row_behind = false;
+        state.row_after_fence = false;
         state.fence_pending = Some(durable.clone());
         self.journal.append(Append {
             records,

@@ -51,6 +51,9 @@ pub enum JournalError {
     /// A read failed.
     #[error("the journal could not be read")]
     Read(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// So much waits for the disk that nothing is taken that can wait.
+    #[error("the journal is behind")]
+    Behind,
     /// The writer has ended.
     #[error("the journal is closed")]
     Closed,
@@ -64,6 +67,21 @@ impl JournalError {
         Self::Open {
             path: path.to_path_buf(),
             source: Arc::new(source),
+        }
+    }
+
+    /// What callers are told: what happened and what to do. Paths and causes are the log's.
+    pub fn for_callers(&self) -> &'static str {
+        match self {
+            Self::Commit(_) => {
+                "the journal could not be written; the gateway's log says why (is its disk full?)"
+            }
+            Self::Read(_) => "the journal could not be read; the gateway's log says why",
+            Self::Behind => "the journal is behind (does its disk hang?); try again later",
+            Self::Closed => "the gateway is shutting down",
+            Self::Open { .. } | Self::InUse { .. } | Self::Newer { .. } | Self::Damaged { .. } => {
+                "the journal cannot be used; the gateway's log says why"
+            }
         }
     }
 

@@ -151,7 +151,11 @@ impl Reader {
         tokio::task::spawn_blocking(move || read(&connection))
             .await
             .map_err(|_| JournalError::Closed)?
-            .map_err(JournalError::read)
+            .map_err(|source| {
+                let error = JournalError::read(source);
+                tracing::warn!(error = %crate::chain(&error), "a caller's question was not answered");
+                error
+            })
     }
 }
 

@@ -286,7 +286,7 @@ pub(super) async fn within<T>(
 }
 
 pub(super) fn journal(error: &JournalError) -> Status {
-    Status::unavailable(crate::chain(error))
+    Status::unavailable(error.for_callers())
 }
 
 /// What people wrote, bounded and on one line.

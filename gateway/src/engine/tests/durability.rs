@@ -266,3 +266,35 @@ async fn a_refusal_that_comes_late_does_not_take_the_mission_that_was_accepted_m
     sim.say("m0", MissionStatus::Succeeded).await;
     assert_eq!(sim.robots.dispatched("r"), ["m0", "m1"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_piles_up_behind_a_disk_that_hangs_however_often_it_is_asked_for() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    let engine = sim.engine();
+    let (mission, robot) = ("m1".parse().unwrap(), "r".parse().unwrap());
+    sim.disk(Disk::Hangs);
+    for _ in 0..6000 {
+        // Callers that do not wait.
+        let asked = async {
+            let _ = tokio::time::timeout(Duration::ZERO, engine.cancel(&mission, "")).await;
+            let _ = tokio::time::timeout(Duration::ZERO, engine.hold(&robot, "x")).await;
+            let _ = tokio::time::timeout(Duration::ZERO, engine.release(&robot)).await;
+        };
+        asked.await;
+    }
+    let backlog = engine.journal().backlog();
+    assert!(backlog <= crate::journal::BACKLOG_LIMIT + 8, "{backlog}");
+    let cancelled = sim.robots.cancelled("r").len();
+    assert!(
+        cancelled > 5000,
+        "cancels are sent all the same: {cancelled}"
+    );
+    let asked = engine.cancel(&mission, "").await.unwrap_err();
+    assert!(!asked.for_callers().contains('/'));
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(engine.journal().backlog(), 0);
+    let said = engine.cancel(&mission, "").await.unwrap();
+    assert_eq!(said, crate::engine::Cancelled::Requested);
+}

@@ -436,3 +436,32 @@ async fn a_robot_that_refuses_to_stop_is_not_said_to_have_not_answered() {
     assert_eq!(answer, Err("brakes are hot".to_owned()));
     sleep(Duration::from_millis(20)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_adds_nothing_to_a_fence_on_its_way_is_kept_and_latched_across_a_crash() {
+    let mut sim = Sim::new().await;
+    sim.estop("e1").await;
+    sim.say("e1", MissionStatus::Succeeded).await;
+    sim.disk(Disk::Hangs);
+    // Its fence is on its way, and behind it a release.
+    sim.stop("s1").await;
+    let engine = sim.engine();
+    let release = tokio::spawn(async move { engine.release(&"r".parse().unwrap()).await });
+    idle().await;
+    while !sim.engine().journal().is_congested() {
+        sim.engine().journal().append(Default::default());
+    }
+    sim.link("r", false).await;
+    sim.estop("e2").await;
+    sim.estop("e2").await;
+    let backlog = sim.engine().journal().backlog();
+    assert!(backlog <= crate::journal::BACKLOG_LIMIT + 1, "{backlog}");
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(1)).await;
+    assert!(release.await.unwrap().is_err());
+    sim.crash().await;
+    assert!(sim.engine().robot(&"r".parse().unwrap()).unwrap().latched);
+    let before = sim.robots.stopped("r").len();
+    sim.link("r", true).await;
+    assert!(sim.robots.stopped("r").len() > before);
+}
