@@ -86,7 +86,12 @@ impl Inner {
         };
         let inner = self.clone();
         self.tasks.spawn(async move {
-            if let Ok(Some(ended)) = inner.journal.reader().ended(position).await
+            let ended = tokio::select! {
+                // Not even a disk that hangs keeps the engine from ending.
+                () = inner.closing.cancelled() => return,
+                ended = inner.journal.reader().ended(position) => ended,
+            };
+            if let Ok(Some(ended)) = ended
                 && let Some(adapter) = inner.adapter(&ended.command.robot_id)
             {
                 adapter.settle(&ended.command);

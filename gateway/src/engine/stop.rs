@@ -278,11 +278,14 @@ impl Inner {
     }
 
     /// Polls a future once right here, so that what it sends is on its way before this returns,
-    /// and leaves the rest to a task.
+    /// and leaves the rest to a task, which ends with the engine.
     pub(super) fn spawn_now(&self, future: impl Future<Output = ()> + Send + 'static) {
         let mut future = Box::pin(future);
         if future.as_mut().now_or_never().is_none() {
-            self.tasks.spawn(future);
+            let closing = self.closing.clone();
+            self.tasks.spawn(async move {
+                closing.run_until_cancelled(future).await;
+            });
         }
     }
 }

@@ -298,3 +298,23 @@ async fn nothing_piles_up_behind_a_disk_that_hangs_however_often_it_is_asked_for
     let said = engine.cancel(&mission, "").await.unwrap();
     assert_eq!(said, crate::engine::Cancelled::Requested);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_engine_ends_whatever_hangs() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Succeeded).await;
+    let hanging = sim.engine().journal().reader().hang().await;
+    // It is looked up on the disk, to be cleared on the wire.
+    sim.say("m1", MissionStatus::Succeeded).await;
+    let forever = Duration::from_secs(1_000_000);
+    let never = (
+        forever,
+        Ok(portarium_protocols::adapter::StopAnswer::Requested),
+    );
+    sim.robots.script("r", |s| s.stop.push_back(never));
+    sim.stop("s1").await;
+    let closed = tokio::time::timeout(Duration::from_secs(5), sim.engine().close()).await;
+    assert!(closed.is_ok(), "a task waits for the disk or a robot");
+    drop(hanging);
+}
