@@ -101,7 +101,11 @@ impl Inner {
     }
 
     fn link(&self, id: &RobotId, link: Link) {
+        // Not while robots are exchanged: one that is just coming in was asked for its link, and
+        // would miss what became of it since.
+        let index = self.index();
         let Some(robot) = self.robot(id) else { return };
+        drop(index);
         {
             let mut state = robot.lock();
             match link {

@@ -3,9 +3,16 @@
 use super::make::{mission, spec};
 use super::world::Sim;
 use crate::engine::{Refusal, RegistryError};
-use portarium_protocols::{adapter::Reconciled, ids::RobotId, mission::MissionStatus};
-use std::time::Duration;
-use tokio::time::sleep;
+use async_trait::async_trait;
+use portarium_protocols::{
+    adapter::{
+        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
+    },
+    ids::RobotId,
+    mission::{Command, MissionStatus},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::sleep};
 
 fn r() -> RobotId {
     "r".parse().unwrap()
@@ -143,4 +150,50 @@ async fn who_had_the_robot_in_hand_during_a_reload_gets_the_one_that_is_there_no
     sim.estop("e1").await;
     assert_eq!(old.lock().open.len(), 0);
     assert!(sim.engine().robot(&r()).unwrap().latched);
+}
+
+/// Connects in the very moment in which it is asked whether it is connected.
+struct JustConnecting(mpsc::Sender<Update>);
+
+#[async_trait]
+impl Adapter for JustConnecting {
+    async fn dispatch(&self, _: Arc<Command>, _: Duration) -> Result<Handover, DispatchError> {
+        Ok(Handover::Accepted)
+    }
+    async fn cancel(&self, _: Arc<Cancel>) -> Result<(), SignalError> {
+        Ok(())
+    }
+    async fn stop(&self, _: Arc<Command>) -> Result<StopAnswer, SignalError> {
+        Ok(StopAnswer::Accepted)
+    }
+    async fn reconcile(&self, _: Arc<Command>) -> Result<Reconciled, SignalError> {
+        Ok(Reconciled::CannotAsk)
+    }
+    fn settle(&self, _: &Command) {}
+    fn link(&self, robot: &RobotId) -> Link {
+        let (robot, link) = (robot.clone(), Link::Up);
+        self.0.try_send(Update::Link { robot, link }).unwrap();
+        // The engine has the news before it knows the robot.
+        std::thread::sleep(Duration::from_millis(100));
+        Link::Down {
+            reason: "not connected yet".into(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_robot_that_connects_while_it_comes_into_the_registry_is_not_taken_for_down() {
+    let sim = Sim::new().await;
+    let mut new = spec("q");
+    new.adapter = Some(Arc::new(JustConnecting(sim.updates())));
+    let (engine, q) = (sim.engine(), "q".parse().unwrap());
+    let replaced = tokio::task::spawn_blocking(move || engine.replace_robots(vec![new]));
+    replaced.await.unwrap().unwrap();
+    let up = async {
+        while sim.engine().robot(&q).unwrap().link.is_err() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let up = tokio::time::timeout(Duration::from_secs(5), up).await;
+    assert!(up.is_ok(), "it is down until its link changes again");
 }
