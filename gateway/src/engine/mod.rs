@@ -32,7 +32,10 @@ pub use stop::Stopped;
 pub use transition::rfc3339;
 pub use view::{Counts, MissionView, Probe, RobotView};
 
-use crate::journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer, RobotRow};
+use crate::{
+    clock::Clock,
+    journal::{Forgotten, Journal, JournalError, Loaded, Mission, Observer, RobotRow},
+};
 use arc_swap::ArcSwap;
 use index::Index;
 use portarium_protocols::{
@@ -46,26 +49,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
-/// The wall clock. Everything else goes by tokio's clock, which a test can stop.
-pub trait Clock: Send + Sync {
-    /// Now.
-    fn now(&self) -> SystemTime;
-}
-
-/// The machine's own clock.
-#[derive(Debug, Clone, Copy)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> SystemTime {
-        SystemTime::now()
-    }
-}
 
 /// Hears of what the engine does, for metrics. Never waits.
 pub trait EngineObserver: Send + Sync {

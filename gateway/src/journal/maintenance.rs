@@ -5,16 +5,18 @@ use super::{
     reader::{signed, to_millis, unsigned},
     schema,
 };
+use crate::clock::Clock;
 use rusqlite::{Connection, Transaction};
 use std::{
     collections::VecDeque,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// A log larger than this is copied into the file by the helper, while commits go on.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
@@ -61,6 +63,7 @@ pub struct Forgotten {
 /// What the writer does between commits.
 pub(super) struct Maintenance {
     retention: Retention,
+    clock: Arc<dyn Clock>,
     finished: VecDeque<Finished>,
     log: PathBuf,
     helper: Option<mpsc::SyncSender<()>>,
@@ -68,11 +71,17 @@ pub(super) struct Maintenance {
 }
 
 impl Maintenance {
-    pub(super) fn new(path: &Path, retention: Retention, finished: Vec<Finished>) -> Self {
+    pub(super) fn new(
+        path: &Path,
+        retention: Retention,
+        finished: Vec<Finished>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let mut log = OsString::from(path);
         log.push("-wal");
         Self {
             retention,
+            clock,
             finished: finished.into(),
             log: log.into(),
             helper: None,
@@ -151,7 +160,7 @@ impl Maintenance {
         head: u64,
     ) -> rusqlite::Result<Vec<Forgotten>> {
         let keep_for = i64::try_from(self.retention.keep_for.as_millis()).unwrap_or(i64::MAX);
-        let oldest = to_millis(SystemTime::now()).saturating_sub(keep_for);
+        let oldest = to_millis(self.clock.now()).saturating_sub(keep_for);
         let too_many = self.finished.len().saturating_sub(self.retention.at_most);
         let due = self
             .finished

@@ -23,6 +23,7 @@ pub use reader::{Loaded, LoadedMission, Reader, Update};
 pub use record::{Append, Attempt, Mission, MissionState, Record, RobotRow, Ticket};
 pub use writer::{Batch, Observer, Writer};
 
+use crate::clock::Clock;
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -71,7 +72,11 @@ impl Journal {
     ///
     /// # Errors
     /// Where another gateway has it open, a newer version wrote it, or it is damaged.
-    pub fn open(path: &Path, retention: Retention) -> Result<Opened, JournalError> {
+    pub fn open(
+        path: &Path,
+        retention: Retention,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Opened, JournalError> {
         let lock = lock::acquire(path)?;
         let connection = schema::open(path)?;
         let id: Arc<str> = schema::id(&connection, path)?.into();
@@ -81,10 +86,12 @@ impl Journal {
         let (queue, jobs) = mpsc::unbounded_channel();
         let (head_sender, head) = watch::channel(loaded.head);
         let finished = std::mem::take(&mut loaded.finished);
-        let mut maintenance = maintenance::Maintenance::new(path, retention, finished);
+        let mut maintenance =
+            maintenance::Maintenance::new(path, retention, finished, clock.clone());
         maintenance.start_helper(path)?;
         let writer = Writer::new(
             connection,
+            clock,
             maintenance,
             lock,
             jobs,

@@ -58,6 +58,8 @@ pub struct Update {
 #[derive(Clone)]
 pub struct Reader {
     connection: Arc<Mutex<Connection>>,
+    #[cfg(test)]
+    at_once: Arc<std::sync::atomic::AtomicBool>,
 }
 
 const STATE_COLUMNS: &str =
@@ -67,7 +69,17 @@ impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
         Ok(Self {
             connection: Arc::new(Mutex::new(schema::open_reader(path)?)),
+            #[cfg(test)]
+            at_once: Arc::default(),
         })
+    }
+
+    /// From now on reads are made where they are asked for: on a thread of their own they end at
+    /// a moment that no seed decides.
+    #[cfg(test)]
+    pub(crate) fn read_at_once(&self) {
+        self.at_once
+            .store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Keeps all reads waiting, as a disk does that hangs.
@@ -148,6 +160,10 @@ impl Reader {
         // Whoever waits here takes no thread: on a disk that hangs, calls and watches would take
         // all that there are for blocking work, also for cutting callers that were revoked.
         let connection = self.connection.clone().lock_owned().await;
+        #[cfg(test)]
+        if self.at_once.load(std::sync::atomic::Ordering::Relaxed) {
+            return read(&connection).map_err(JournalError::read);
+        }
         tokio::task::spawn_blocking(move || read(&connection))
             .await
             .map_err(|_| JournalError::Closed)?

@@ -4,6 +4,7 @@
 
 use super::{Append, Attempt, Journal, JournalError, Mission, MissionState, Opened, Record};
 use super::{Retention, RobotRow, Ticket, Writer};
+use crate::clock::SystemClock;
 use portarium_protocols::mission::{ActionType, Command, CompletionMode, MissionStatus};
 use rusqlite::Connection;
 use std::{
@@ -18,7 +19,7 @@ const KEEP: Retention = Retention {
 };
 
 fn open(path: &Path) -> Result<Opened, JournalError> {
-    Journal::open(path, KEEP)
+    Journal::open(path, KEEP, Arc::new(SystemClock))
 }
 
 fn refusal(path: &Path) -> JournalError {

@@ -6,6 +6,7 @@ use super::{
     maintenance::{Finished, Forgotten, Maintenance},
     reader::{flag, signed, to_millis},
 };
+use crate::clock::Clock;
 use portarium_protocols::mission::Command;
 use rusqlite::{Connection, Transaction};
 use std::{
@@ -15,7 +16,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -42,6 +43,7 @@ pub trait Observer: Send + Sync {
 /// succeeds.
 pub struct Writer {
     connection: Connection,
+    clock: Arc<dyn Clock>,
     maintenance: Maintenance,
     jobs: mpsc::UnboundedReceiver<Append>,
     retry: VecDeque<Append>,
@@ -73,6 +75,17 @@ impl Writer {
     pub(crate) fn fail_sync(&mut self, fails: bool) {
         self.sync_fails = fails;
     }
+
+    /// Writes a batch to another file, a copy of this one: so it stands where the disk took what
+    /// it said it could not.
+    pub(crate) fn write_to(&mut self, copy: &std::path::Path, batch: &Batch) {
+        let other = super::schema::open(copy);
+        let Ok(other) = other else { return };
+        let own = std::mem::replace(&mut self.connection, other);
+        let written = self.write(&batch.0);
+        self.connection = own;
+        assert!(written.is_ok(), "a copy can be written: {written:?}");
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +99,7 @@ impl Batch {
 impl Writer {
     pub(super) fn new(
         connection: Connection,
+        clock: Arc<dyn Clock>,
         maintenance: Maintenance,
         lock: Lock,
         jobs: mpsc::UnboundedReceiver<Append>,
@@ -95,6 +109,7 @@ impl Writer {
     ) -> Self {
         Self {
             connection,
+            clock,
             maintenance,
             jobs,
             retry: VecDeque::new(),
@@ -211,7 +226,7 @@ impl Writer {
 
     fn write(&mut self, batch: &[Append]) -> rusqlite::Result<u64> {
         let mut position = self.position;
-        let now = to_millis(SystemTime::now());
+        let now = to_millis(self.clock.now());
         let transaction = self.connection.transaction()?;
         for append in batch {
             let fence = position + 1;
@@ -251,7 +266,7 @@ impl Writer {
     }
 
     fn publish(&mut self, batch: Batch, position: u64) {
-        let (mut at, now) = (self.position, to_millis(SystemTime::now()));
+        let (mut at, now) = (self.position, to_millis(self.clock.now()));
         self.position = position;
         let appends = batch.0.len();
         let mut done = Vec::new();

@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     audit::Rotation,
-    engine::{EngineObserver, Limits, RobotSpec, SystemClock, World},
+    clock::SystemClock,
+    engine::{EngineObserver, Limits, RobotSpec, World},
     journal::{Journal, Opened, Retention, Writer},
     policy::{Actions, Caller, Method, Rule, Selection},
 };
@@ -83,7 +84,12 @@ impl Stalled {
             journal,
             writer,
             loaded,
-        } = Journal::open(&dir.path().join("journal.sqlite"), retention).unwrap();
+        } = Journal::open(
+            &dir.path().join("journal.sqlite"),
+            retention,
+            Arc::new(SystemClock),
+        )
+        .unwrap();
         let world = World {
             clock: Arc::new(SystemClock),
             observer: Arc::new(Deaf),

@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     admin,
-    engine::{Engine, Limits, SystemClock, World},
+    clock::SystemClock,
+    engine::{Engine, Limits, World},
     journal::Opened,
     north::{SERVICE, STREAMS, Service},
 };

@@ -6,9 +6,8 @@ use super::{
     make::{mission, report, spec, stop},
 };
 use crate::{
-    engine::{
-        Clock, Dispatched, Engine, EngineObserver, Limits, Refusal, RobotSpec, Stopped, World,
-    },
+    clock::Clock,
+    engine::{Dispatched, Engine, EngineObserver, Limits, Refusal, RobotSpec, Stopped, World},
     journal::{Batch, Journal, JournalError, Opened, Retention, Writer},
 };
 use portarium_protocols::{
@@ -142,19 +141,20 @@ impl Sim {
     /// Starts the gateway on what is on the disk.
     pub(super) async fn open(&mut self) {
         std::fs::create_dir_all(self.path().parent().unwrap()).unwrap();
+        let clock = Arc::new(TestClock {
+            start: self.start,
+            looks: self.looks.clone(),
+            at_once: Mutex::new((self.start, 0)),
+        });
         let Opened {
             journal,
             mut writer,
             loaded,
-        } = Journal::open(&self.path(), self.retention).unwrap();
+        } = Journal::open(&self.path(), self.retention, clock.clone()).unwrap();
         let dead = CancellationToken::new();
         let (updates, received) = mpsc::channel(256);
         let world = World {
-            clock: Arc::new(TestClock {
-                start: self.start,
-                looks: self.looks.clone(),
-                at_once: Mutex::new((self.start, 0)),
-            }),
+            clock,
             observer: Arc::new(Deaf),
             limits: self.limits,
         };
