@@ -28,6 +28,9 @@ const TRUNCATE_BYTES: u64 = 64 << 20;
 /// How often the log and the age of finished missions are looked at.
 const PERIOD: Duration = Duration::from_millis(500);
 
+/// How often an idle journal is looked at.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// The longest the writer waits for a reader that stands in a checkpoint's way.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -111,6 +114,25 @@ impl Maintenance {
         self.finished.push_back(finished);
     }
 
+    /// How long the writer may wait for work before it looks after log and retention.
+    pub(super) fn pause(&self) -> Duration {
+        match self.finished.front() {
+            _ if self.looked.is_none() => Duration::ZERO,
+            _ if self.finished.len() > self.retention.at_most => PERIOD,
+            Some(next) => {
+                let left = next.at.saturating_sub(self.oldest());
+                Duration::from_millis(u64::try_from(left).unwrap_or(0)).clamp(PERIOD, IDLE)
+            }
+            None => IDLE,
+        }
+    }
+
+    /// What ended before is not kept, in milliseconds since 1970.
+    fn oldest(&self) -> i64 {
+        let keep_for = i64::try_from(self.retention.keep_for.as_millis()).unwrap_or(i64::MAX);
+        to_millis(self.clock.now()).saturating_sub(keep_for)
+    }
+
     /// Looks after log and retention if it is time; returns what is no longer kept.
     pub(super) fn between_commits(
         &mut self,
@@ -159,8 +181,7 @@ impl Maintenance {
         connection: &mut Connection,
         head: u64,
     ) -> rusqlite::Result<Vec<Forgotten>> {
-        let keep_for = i64::try_from(self.retention.keep_for.as_millis()).unwrap_or(i64::MAX);
-        let oldest = to_millis(self.clock.now()).saturating_sub(keep_for);
+        let oldest = self.oldest();
         let too_many = self.finished.len().saturating_sub(self.retention.at_most);
         let due = self
             .finished

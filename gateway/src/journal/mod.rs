@@ -23,7 +23,7 @@ pub use reader::{Loaded, LoadedMission, Reader, Update};
 pub use record::{Append, Attempt, Mission, MissionState, Record, RobotRow, Ticket};
 pub use writer::{Batch, Observer, Writer};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, SteadyClock};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -75,8 +75,11 @@ impl Journal {
     pub fn open(
         path: &Path,
         retention: Retention,
-        clock: Arc<dyn Clock>,
+        clock: &dyn Clock,
     ) -> Result<Opened, JournalError> {
+        // A clock that is stepped forward must not let the keys of missions be forgotten: what is
+        // asked for again would be executed again.
+        let clock = Arc::new(SteadyClock::set_by(clock));
         let lock = lock::acquire(path)?;
         let connection = schema::open(path)?;
         let id: Arc<str> = schema::id(&connection, path)?.into();

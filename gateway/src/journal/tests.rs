@@ -4,7 +4,7 @@
 
 use super::{Append, Attempt, Journal, JournalError, Mission, MissionState, Opened, Record};
 use super::{Retention, RobotRow, Ticket, Writer};
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use portarium_protocols::mission::{ActionType, Command, CompletionMode, MissionStatus};
 use rusqlite::Connection;
 use std::{
@@ -19,7 +19,7 @@ const KEEP: Retention = Retention {
 };
 
 fn open(path: &Path) -> Result<Opened, JournalError> {
-    Journal::open(path, KEEP, Arc::new(SystemClock))
+    Journal::open(path, KEEP, &SystemClock)
 }
 
 fn refusal(path: &Path) -> JournalError {
@@ -320,4 +320,69 @@ async fn a_large_journal_opens_in_time() {
     if !cfg!(debug_assertions) {
         assert!(took < Duration::from_secs(2), "{took:?}");
     }
+}
+
+/// A wall clock that somebody sets.
+struct Stepped(std::sync::atomic::AtomicU64);
+
+impl Clock for Stepped {
+    fn now(&self) -> SystemTime {
+        let seconds = self.0.load(std::sync::atomic::Ordering::Relaxed);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_journal_forgets_in_time_whatever_the_clock_says() {
+    let (_folder, path) = folder();
+    let clock = Stepped(1_800_000_000.into());
+    let Opened {
+        journal,
+        mut writer,
+        ..
+    } = Journal::open(&path, KEEP, &clock).unwrap();
+    for n in 0..500 {
+        journal.append(whole(n));
+    }
+    clock
+        .0
+        .store(2_800_000_000, std::sync::atomic::Ordering::Relaxed);
+    let start = tokio::time::Instant::now();
+    let (mut turns, mut kept) = (0, 500);
+    while kept > 0 {
+        let batch = writer.receive().await.unwrap();
+        writer.commit(batch).unwrap();
+        writer.maintain();
+        let left = journal.reader().updates(0, None, 10_000).await.unwrap();
+        kept = left.len() / 4;
+        turns += 1;
+        let early = start.elapsed() < KEEP.keep_for;
+        assert!(kept == 500 || !early, "{kept} after {:?}", start.elapsed());
+        assert!(turns < 200, "it does not rest");
+    }
+    assert!(start.elapsed() < KEEP.keep_for + Duration::from_secs(5));
+}
+
+#[test]
+fn the_writers_thread_forgets_without_work_and_ends_with_the_last_handle() {
+    let (_folder, path) = folder();
+    let retention = Retention {
+        keep_for: Duration::from_millis(700),
+        ..KEEP
+    };
+    let opened = Journal::open(&path, retention, &SystemClock).unwrap();
+    let (journal, thread) = (opened.journal, opened.writer.spawn().unwrap());
+    journal.append(whole(1));
+    let raw = Connection::open(&path).unwrap();
+    let kept = || -> i64 {
+        let sql = "SELECT count(*) FROM missions";
+        raw.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let within = Instant::now() + Duration::from_secs(10);
+    while *journal.head().borrow() == 0 || kept() > 0 {
+        assert!(Instant::now() < within, "an idle journal never forgets");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(journal);
+    thread.join().unwrap();
 }

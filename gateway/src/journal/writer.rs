@@ -18,7 +18,11 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime,
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 /// The most appends in one commit: bounds how long the first of them waits for the last.
 const BATCH: usize = 512;
@@ -131,8 +135,15 @@ impl Writer {
     /// Where no thread can be started.
     pub fn spawn(mut self) -> std::io::Result<thread::JoinHandle<()>> {
         thread::Builder::new().name("journal".into()).spawn(move || {
+            let runtime = match runtime::Builder::new_current_thread().enable_time().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    tracing::error!(%error, "the journal's thread cannot wait for work");
+                    return;
+                }
+            };
             let mut failing = false;
-            while let Some(batch) = self.receive_blocking() {
+            while let Some(batch) = runtime.block_on(self.receive()) {
                 match self.commit(batch) {
                     Ok(()) => {
                         if std::mem::take(&mut failing) {
@@ -168,20 +179,15 @@ impl Writer {
         }
     }
 
-    /// The next batch; `None` when nothing can come any more.
-    fn receive_blocking(&mut self) -> Option<Batch> {
-        let first = match self.retry.pop_front() {
-            Some(append) => append,
-            None => self.jobs.blocking_recv()?,
-        };
-        Some(self.fill(first))
-    }
-
-    /// As the thread does it, for whoever steps the writer by hand.
+    /// The next batch; `None` when nothing can come any more. An empty one where nothing came for
+    /// so long that log and retention are to be looked after.
     pub async fn receive(&mut self) -> Option<Batch> {
         let first = match self.retry.pop_front() {
             Some(append) => append,
-            None => self.jobs.recv().await?,
+            None => match timeout(self.maintenance.pause(), self.jobs.recv()).await {
+                Ok(first) => first?,
+                Err(_idle) => return Some(Batch(Vec::new())),
+            },
         };
         Some(self.fill(first))
     }
@@ -204,6 +210,9 @@ impl Writer {
     /// As SQLite's.
     pub fn commit(&mut self, batch: Batch) -> Result<(), JournalError> {
         let (started, appends) = (Instant::now(), batch.0.len());
+        if appends == 0 {
+            return Ok(());
+        }
         match self.write(&batch.0) {
             Ok(position) => {
                 self.in_doubt = 0;

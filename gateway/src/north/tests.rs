@@ -84,12 +84,7 @@ impl Stalled {
             journal,
             writer,
             loaded,
-        } = Journal::open(
-            &dir.path().join("journal.sqlite"),
-            retention,
-            Arc::new(SystemClock),
-        )
-        .unwrap();
+        } = Journal::open(&dir.path().join("journal.sqlite"), retention, &SystemClock).unwrap();
         let world = World {
             clock: Arc::new(SystemClock),
             observer: Arc::new(Deaf),

@@ -68,7 +68,7 @@ impl Gateway {
             keep_for: config.journal.keep_finished_for,
             at_most: config.journal.keep_finished_at_most,
         };
-        let journal = Journal::open(&config.journal.path, retention, Arc::new(SystemClock))?;
+        let journal = Journal::open(&config.journal.path, retention, &SystemClock)?;
         let audit = Audit::open(&config.audit.path, config.audit.rotation).map_err(|error| {
             let path = config.audit.path.display();
             key_error(

@@ -150,7 +150,7 @@ impl Sim {
             journal,
             mut writer,
             loaded,
-        } = Journal::open(&self.path(), self.retention, clock.clone()).unwrap();
+        } = Journal::open(&self.path(), self.retention, &*clock).unwrap();
         let dead = CancellationToken::new();
         let (updates, received) = mpsc::channel(256);
         let world = World {
