@@ -152,7 +152,8 @@ impl Inner {
     fn cancel_sent(&self, robot: &Robot, id: &MissionId, result: Result<(), SignalError>) {
         let mut state = robot.lock();
         let mut records = Vec::new();
-        let Some(active) = state.active.as_mut().filter(|a| &a.id == id) else {
+        let robot_state = &mut *state;
+        let Some(active) = robot_state.active.as_mut().filter(|a| &a.id == id) else {
             return;
         };
         let again = active.cancel == (CancelPhase::Sending { again: true });
@@ -160,7 +161,9 @@ impl Inner {
             Ok(()) if again => active.cancel = CancelPhase::Wanted(None),
             Ok(()) => active.cancel = CancelPhase::Delivered(Some(Instant::now())),
             Err(SignalError::Unreachable { reason }) => {
-                tracing::warn!(robot = %robot.id(), mission = %id, %reason, "cancel not delivered; it is sent again");
+                if robot_state.unanswered.is_due(Instant::now()) {
+                    tracing::warn!(robot = %robot.id(), mission = %id, %reason, "cancel not delivered; it is sent again until it is");
+                }
                 active.cancel = CancelPhase::Wanted(Some(Instant::now() + RESEND));
             }
             Err(SignalError::Refused { reason }) => {

@@ -55,7 +55,9 @@ impl RobotState {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                tracing::warn!(mission = %id, %error, "the robot could not be asked what became of a mission; it is asked again");
+                if self.unanswered.is_due(Instant::now()) {
+                    tracing::warn!(robot = %spec.id, mission = %id, %error, "the robot could not be asked what became of a mission; it is asked again until it answers");
+                }
                 self.retry_at = Some(Instant::now() + RETRY);
                 return;
             }

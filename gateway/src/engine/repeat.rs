@@ -44,7 +44,7 @@ impl RobotState {
         let Some(adapter) = spec.adapter.clone() else {
             return;
         };
-        tracing::info!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent, and nothing else can tell what became of it");
+        tracing::debug!(robot = %spec.id, mission = %id, "sent again under the same key: the robot is idempotent, and nothing else can tell what became of it");
         let left = open.deliver_by.saturating_duration_since(Instant::now());
         let life = if open.state.heard { ANSWER_LIFE } else { left };
         active.phase = Phase::Sending { again: true };
@@ -78,8 +78,9 @@ impl RobotState {
         } else {
             Phase::Lost
         };
-        if result.is_ok() {
+        if matches!(result, Ok(_) | Err(DispatchError::Rejected { .. })) {
             self.retry_at = None;
+            self.unanswered.end();
         }
         match result {
             Ok(Handover::Sent) => {}
@@ -101,7 +102,9 @@ impl RobotState {
                 self.advance(id, MissionStatus::Failed, &word, records);
             }
             Err(DispatchError::Unreachable { reason } | DispatchError::Unknown { reason }) => {
-                tracing::warn!(mission = %id, %reason, "what became of the mission is still unknown; the robot is asked again");
+                if self.unanswered.is_due(Instant::now()) {
+                    tracing::warn!(mission = %id, %reason, "what became of the mission is still unknown; the robot is asked again until it answers");
+                }
                 self.reconciled = false;
                 self.retry_at = Some(Instant::now() + RETRY);
             }

@@ -129,6 +129,7 @@ impl RobotState {
         self.reconciled = self.active.is_none();
         self.retry_at = None;
         self.stop.retry_at = None;
+        self.unanswered.end();
         if !self.stop.is_pending() {
             self.stop.next = self.unanswered_stop();
         }

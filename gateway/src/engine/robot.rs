@@ -11,7 +11,7 @@ use portarium_protocols::{
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -71,6 +71,8 @@ pub(super) struct RobotState {
     pub(super) row_behind: bool,
     /// After a failed hand-over or question: not tried again before then.
     pub(super) retry_at: Option<Instant>,
+    /// Its missions stay in the dark, or a cancel does not get through.
+    pub(super) unanswered: Complaint,
     /// All that has not ended, stops included.
     pub(super) open: BTreeMap<MissionId, Open>,
     /// What waits, in the order of acceptance.
@@ -151,6 +153,29 @@ pub(super) enum CancelPhase {
     Delivered(Option<Instant>),
 }
 
+/// A trouble that lasts is said when it begins, and then rarely.
+#[derive(Debug, Default)]
+pub(super) struct Complaint(Option<Instant>);
+
+impl Complaint {
+    /// How often it is said.
+    const EVERY: Duration = Duration::from_secs(600);
+
+    /// Whether to say it now.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.0.is_none_or(|said| now - said >= Self::EVERY);
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
+
+    /// It is over: the next one is said at once.
+    pub(super) fn end(&mut self) {
+        self.0 = None;
+    }
+}
+
 /// The stop lane of a robot: one stop on its way, and at most one behind it.
 #[derive(Debug, Default)]
 pub(super) struct StopLane {
@@ -159,6 +184,7 @@ pub(super) struct StopLane {
     pub(super) next: Option<Arc<Command>>,
     /// The robot could not be reached: tried again then, or as soon as it returns.
     pub(super) retry_at: Option<Instant>,
+    pub(super) undelivered: Complaint,
     /// Grows with each stop asked for.
     pub(super) requested: u64,
     /// What the robot answered to the last stop sent, and the last request it covers; `Err`: why
@@ -257,6 +283,7 @@ impl RobotState {
             dispatching: false,
             row_behind: false,
             retry_at: None,
+            unanswered: Complaint::default(),
             open: BTreeMap::new(),
             queue: VecDeque::new(),
             active: None,

@@ -228,6 +228,9 @@ impl Inner {
             let mut state = robot.lock();
             let kept = state.stop.pending();
             state.stop.under_way = None;
+            if result.is_ok() {
+                state.stop.undelivered.end();
+            }
             match result {
                 Ok(answer) => {
                     // A report may have come before the answer, and say more.
@@ -237,7 +240,9 @@ impl Inner {
                     state.stopped(number, answer, &at, &mut records);
                 }
                 Err(SignalError::Unreachable { reason }) => {
-                    tracing::warn!(robot = %robot.id(), stop = %command.mission_id, %reason, "stop not delivered; it is kept and sent again");
+                    if state.stop.undelivered.is_due(Instant::now()) {
+                        tracing::warn!(robot = %robot.id(), stop = %command.mission_id, %reason, "stop not delivered; it is kept and tried again until the robot has it");
+                    }
                     state.stop.next = kept;
                     state.stop.retry_at = Some(Instant::now() + RESEND);
                 }

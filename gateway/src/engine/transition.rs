@@ -121,6 +121,7 @@ impl RobotState {
         self.queue.retain(|queued| queued != id);
         if self.active.as_ref().is_some_and(|active| &active.id == id) {
             self.active = None;
+            self.unanswered.end();
         } else {
             return;
         }

@@ -269,3 +269,70 @@ async fn what_could_not_be_sent_stays_in_front_of_what_waits() {
     sim.say("m1", MissionStatus::Succeeded).await;
     assert_eq!(sim.robots.dispatched("r"), ["m1", "m1", "m2"]);
 }
+
+fn rejected() -> Result<Handover, DispatchError> {
+    Err(DispatchError::Rejected {
+        reason: "not now".into(),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_that_is_refused_ends_a_mission_that_was_never_heard_of() {
+    let mut sim = sim(true).await;
+    sim.dispatch("m1").await.unwrap();
+    sim.robots
+        .script("r", |s| s.dispatch.push_back((NOW, rejected())));
+    sim.crash().await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1"]);
+    assert_eq!(sim.status("m1").await, "Failed");
+    sim.dispatch("m2").await.unwrap();
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1", "m2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_that_is_refused_leaves_unknown_what_the_robot_had() {
+    let mut sim = sim(true).await;
+    sim.dispatch("m1").await.unwrap();
+    sim.say("m1", MissionStatus::Executing).await;
+    sim.robots
+        .script("r", |s| s.dispatch.push_back((NOW, rejected())));
+    sim.crash().await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1"]);
+    assert_eq!(sim.status("m1").await, "Executing?");
+    assert!(matches!(sim.dispatch("m2").await, Err(Refusal::State(_))));
+    sim.say("m1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.status("m1").await, "Succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeat_that_does_not_get_through_is_made_again_and_its_answer_is_the_robots_word() {
+    let mut sim = sim(true).await;
+    sim.dispatch("m1").await.unwrap();
+    sim.robots.script("r", |s| {
+        s.dispatch.push_back((NOW, unreachable()));
+        s.dispatch.push_back((NOW, unknown()));
+        s.dispatch.push_back((NOW, Ok(Handover::Accepted)));
+    });
+    sim.crash().await;
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1", "m1", "m1"]);
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(sim.status("m1").await, "Dispatched");
+    assert!(sim.robots.cancelled("r").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_a_repeat_is_under_way_goes_behind_it_and_it_is_not_made_again() {
+    let mut sim = sim(true).await;
+    sim.dispatch("m1").await.unwrap();
+    let slow = (Duration::from_secs(2), unreachable());
+    sim.robots.script("r", |s| s.dispatch.push_back(slow));
+    sim.crash().await;
+    sim.stop("s1").await;
+    assert_eq!(sim.robots.cancelled("r"), ["m1"]);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(sim.robots.dispatched("r"), ["m1", "m1"]);
+    assert_eq!(sim.status("m1").await, "Dispatched?");
+    sim.say("m1", MissionStatus::Cancelled).await;
+    assert_eq!(sim.status("m1").await, "Cancelled");
+}
