@@ -12,34 +12,50 @@ use portarium_protocols::{
     ids::{MissionId, RobotId},
     mission::{ActionType, Command, CompletionMode, MissionStatus},
 };
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 use tokio::{sync::mpsc, time::Instant};
 
-/// Takes updates until the engine closes. While the journal is behind it takes none, and the
-/// adapters wait.
+/// Reports that are kept while the journal is behind; when there are as many, the adapters wait.
+const KEPT: usize = 1024;
+
+/// Takes updates until the engine closes. While the journal is behind, what would add to it is
+/// kept. News of links and words on stops are not: a cancel that waits for its robot's return and
+/// a stop's answer shall not wait for a disk.
 pub(super) async fn pump(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>) {
     let mut head = inner.journal.head();
+    let mut kept = VecDeque::new();
+    let is_behind = || inner.journal.backlog() > BACKLOG_LIMIT;
     loop {
-        let update = tokio::select! {
+        let behind = is_behind();
+        if !behind && let Some(report) = kept.pop_front() {
+            inner.report(report);
+            continue;
+        }
+        tokio::select! {
             biased;
             () = inner.closing.cancelled() => return,
-            update = updates.recv() => update,
-        };
-        match update {
-            None => return,
-            Some(Update::Report(report)) => inner.report(report),
-            Some(Update::Link { robot, link }) => inner.link(&robot, link),
-        }
-        while inner.journal.backlog() > BACKLOG_LIMIT {
-            tokio::select! {
-                () = inner.closing.cancelled() => return,
-                changed = head.changed() => if changed.is_err() { return },
-            }
+            changed = head.changed(), if behind => if changed.is_err() { return },
+            update = updates.recv(), if kept.len() < KEPT => match update {
+                None => return,
+                Some(Update::Link { robot, link }) => inner.link(&robot, link),
+                // Behind those that are kept, in the order in which they were said.
+                Some(Update::Report(report))
+                    if (is_behind() || !kept.is_empty()) && !inner.is_on_stop(&report) =>
+                {
+                    kept.push_back(report);
+                }
+                Some(Update::Report(report)) => inner.report(report),
+            },
         }
     }
 }
 
 impl Inner {
+    fn is_on_stop(&self, report: &Report) -> bool {
+        let found = self.index().by_mission_id(report.mission.as_str());
+        matches!(found, Some(Found::Open(mission)) if mission.command.action_type.is_stop())
+    }
+
     fn report(self: &Arc<Self>, report: Report) {
         let found = self.index().by_mission_id(report.mission.as_str());
         match found {

@@ -477,3 +477,42 @@ fn a_trouble_that_lasts_is_said_at_its_beginning_and_then_rarely() {
     complaint.end();
     assert!(complaint.is_due(start));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_is_behind_keeps_back_reports_but_no_return_and_no_word_on_a_stop() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    sim.stop("s1").await;
+    sim.link("r", false).await;
+    let robot = sim.engine().inner.robot(&"r".parse().unwrap()).unwrap();
+    sim.disk(Disk::Hangs);
+    while sim.engine().journal().backlog() <= crate::journal::BACKLOG_LIMIT {
+        sim.engine().journal().append(Default::default());
+    }
+    for _ in 0..2 {
+        sim.say("m1", MissionStatus::Executing).await;
+    }
+    assert!(!robot.lock().open.values().any(|open| open.state.heard));
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
+    sim.say("s1", MissionStatus::Succeeded).await;
+    assert_eq!(
+        robot.lock().stop.answered.1,
+        Some(Ok(StopAnswer::Stationary))
+    );
+    // Who says more than is kept waits, and nothing of it is lost.
+    let (updates, said) = (sim.updates(), Duration::from_millis(10));
+    let more = tokio::spawn(async move {
+        for _ in 0..5000 {
+            let word = report("m1", MissionStatus::Executing);
+            let update = portarium_protocols::adapter::Update::Report(word);
+            updates.send(update).await.unwrap();
+        }
+    });
+    sleep(said).await;
+    assert!(!more.is_finished());
+    sim.disk(Disk::Well);
+    sleep(Duration::from_secs(1)).await;
+    assert!(more.is_finished());
+    assert_eq!(sim.status("m1").await, "Executing");
+}
