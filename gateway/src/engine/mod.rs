@@ -10,6 +10,7 @@ mod cancel;
 mod deadline;
 mod driver;
 mod index;
+mod lane;
 mod operator;
 mod question;
 mod recovery;

@@ -3,7 +3,8 @@
 use super::{
     Inner, Robot,
     index::Found,
-    robot::{Active, CancelPhase, Open, Phase, RobotState, stamp, stronger},
+    lane::stronger,
+    robot::{Active, CancelPhase, Open, Phase, RobotState, stamp},
     transition::{Change, Word},
 };
 use crate::journal::{Append, BACKLOG_LIMIT, Record};

@@ -468,7 +468,7 @@ async fn a_stop_that_adds_nothing_to_a_fence_on_its_way_is_kept_and_latched_acro
 
 #[test]
 fn a_trouble_that_lasts_is_said_at_its_beginning_and_then_rarely() {
-    let mut complaint = crate::engine::robot::Complaint::default();
+    let mut complaint = crate::engine::lane::Complaint::default();
     let start = tokio::time::Instant::now();
     let said = (0..3600)
         .filter(|second| complaint.is_due(start + Duration::from_secs(*second)))
