@@ -92,6 +92,10 @@ impl Maintenance {
         }
     }
 
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        self.clock.clone()
+    }
+
     /// Starts the helper that copies the log into the file. It ends with the writer.
     pub(super) fn start_helper(&mut self, path: &Path) -> Result<(), JournalError> {
         let connection = schema::open_checkpointer(path)?;

@@ -89,12 +89,10 @@ impl Journal {
         let (queue, jobs) = mpsc::unbounded_channel();
         let (head_sender, head) = watch::channel(loaded.head);
         let finished = std::mem::take(&mut loaded.finished);
-        let mut maintenance =
-            maintenance::Maintenance::new(path, retention, finished, clock.clone());
+        let mut maintenance = maintenance::Maintenance::new(path, retention, finished, clock);
         maintenance.start_helper(path)?;
         let writer = Writer::new(
             connection,
-            clock,
             maintenance,
             lock,
             jobs,

@@ -103,7 +103,6 @@ impl Batch {
 impl Writer {
     pub(super) fn new(
         connection: Connection,
-        clock: Arc<dyn Clock>,
         maintenance: Maintenance,
         lock: Lock,
         jobs: mpsc::UnboundedReceiver<Append>,
@@ -113,7 +112,7 @@ impl Writer {
     ) -> Self {
         Self {
             connection,
-            clock,
+            clock: maintenance.clock(),
             maintenance,
             jobs,
             retry: VecDeque::new(),
