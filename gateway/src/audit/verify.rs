@@ -16,7 +16,7 @@ use std::{
 use thiserror::Error;
 
 /// How often to look again for files that stay where they are, ...
-const TRIES: u32 = 20;
+const TRIES: u32 = 200;
 
 /// ... and after how long.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -156,7 +156,12 @@ fn with_older(path: &Path) -> Result<Vec<(PathBuf, File)>, NotVerified> {
     loop {
         let last = tries.next().is_none();
         match open_all(path) {
-            Ok(opened) if last || is_newest(path, &opened) => return Ok(opened),
+            Ok(opened) if is_newest(path, &opened) => return Ok(opened),
+            // In what order they were is not known, and a wrong one would look like a forgery.
+            Ok(_) if last => {
+                let why = "the gateway rotates its files faster than they can be opened; try again";
+                return Err(unreadable(path, io::Error::other(why)));
+            }
             // There is no newest for a moment.
             Err(error) if last => return Err(error),
             _ => thread::sleep(PAUSE),
