@@ -5,7 +5,7 @@ use crate::{
     mission::{Command, MissionStatus},
 };
 use async_trait::async_trait;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -128,12 +128,30 @@ pub enum Reconciled {
     CannotAsk,
 }
 
+/// Who is on the other end of a report, as far as its protocol can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Speaker {
+    /// This robot.
+    Robot(RobotId),
+    /// One of these: whoever may write the status topic that they share.
+    OneOf(Arc<BTreeSet<RobotId>>),
+}
+
+impl Speaker {
+    /// Whether this robot may have said it.
+    pub fn may_be(&self, robot: &RobotId) -> bool {
+        match self {
+            Self::Robot(speaker) => speaker == robot,
+            Self::OneOf(speakers) => speakers.contains(robot),
+        }
+    }
+}
+
 /// A robot's word on a mission or a stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// The robot that is known to have said it, where the protocol can tell.
-    /// `None`: whoever may write the shared status topic.
-    pub robot: Option<RobotId>,
+    /// Who said it.
+    pub speaker: Speaker,
     /// The mission, or the stop's own mission id.
     pub mission: MissionId,
     /// What it says. For stops: Executing is *accepted*, Succeeded is *stationary*.

@@ -6,7 +6,7 @@ mod support;
 use portarium_identity::PeerPolicy;
 use portarium_protocols::{
     adapter::{
-        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, Report, SignalError,
+        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, Report, SignalError, Speaker,
         StopAnswer, Update,
     },
     grpc::{GrpcAdapter, GrpcRobot, Target, convert, pb, server::ServerLimits},
@@ -116,7 +116,7 @@ async fn a_mission_is_accepted_and_its_reports_come_by_the_watch_with_the_robots
     robot.report("m", "Succeeded");
     gateway.until_report("m", MissionStatus::Executing).await;
     let report = gateway.until_report("m", MissionStatus::Succeeded).await;
-    assert_eq!(report.robot, Some("r".parse().unwrap()));
+    assert_eq!(report.speaker, Speaker::Robot("r".parse().unwrap()));
     assert_eq!(robot.count("dispatch m"), 1);
 }
 

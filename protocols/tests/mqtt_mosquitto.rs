@@ -6,7 +6,8 @@ mod support;
 
 use portarium_protocols::{
     adapter::{
-        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
+        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, Speaker,
+        StopAnswer, Update,
     },
     ids::MissionId,
     mission::MissionStatus,
@@ -30,13 +31,11 @@ async fn a_mission_reaches_its_robot_and_its_statuses_come_back() {
     robot.report("m1", "executing").await;
     robot.report_shared("m1", "succeeded").await;
     let first = gateway.next_report().await;
-    assert_eq!(first.robot.unwrap().as_str(), "r1");
+    assert_eq!(first.speaker, Speaker::Robot("r1".parse().unwrap()));
     assert_eq!(first.status, MissionStatus::Executing);
     let second = gateway.next_report().await;
-    assert_eq!(
-        (second.robot, second.status),
-        (None, MissionStatus::Succeeded)
-    );
+    assert!(matches!(second.speaker, Speaker::OneOf(_)), "{second:?}");
+    assert_eq!(second.status, MissionStatus::Succeeded);
     gateway.adapter.shutdown().await;
 }
 

@@ -62,10 +62,6 @@ impl Inner {
         match found {
             Some(Found::Open(mission)) => {
                 let id = &mission.command.robot_id;
-                if report.robot.as_ref().is_some_and(|said| said != id) {
-                    tracing::warn!(mission = %report.mission, robot = ?report.robot, "a robot reports on another robot's mission; ignored");
-                    return;
-                }
                 let Some(robot) = self.robot(id) else { return };
                 self.take_report(&robot, &report);
             }
@@ -185,6 +181,11 @@ impl RobotState {
         let Some(open) = self.open.get(id) else {
             return Change::None;
         };
+        let robot = &open.mission.command.robot_id;
+        if !report.speaker.may_be(robot) {
+            tracing::warn!(mission = %id, %robot, speaker = ?report.speaker, "a report on the mission of another robot; ignored");
+            return Change::None;
+        }
         match open.mission.command.action_type {
             ActionType::Stop | ActionType::EstopRequest => {
                 let number = open.stop_number;
@@ -287,7 +288,7 @@ impl RobotState {
             MissionStatus::Executing | MissionStatus::WaitingPreemption => StopAnswer::Accepted,
             MissionStatus::Succeeded => StopAnswer::Stationary,
             MissionStatus::Failed => {
-                tracing::error!(robot = ?report.robot, stop = %report.mission, reason = report.detail, "the robot did not stop");
+                tracing::error!(speaker = ?report.speaker, stop = %report.mission, reason = report.detail, "the robot did not stop");
                 if self.stop.answered.0 <= number {
                     self.stop.answered = (number, Some(Err(report.detail.clone())));
                 }

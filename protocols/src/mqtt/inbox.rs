@@ -3,11 +3,11 @@
 use super::{
     lane_state::Counters,
     payload::{self, PayloadError},
-    router::{Router, Speaker},
+    router::Router,
     topic::{self, Heard},
 };
 use crate::{
-    adapter::{Report, Update, UpdateSender},
+    adapter::{Report, Speaker, Update, UpdateSender},
     ids::MissionId,
 };
 use rumqttc::v5::mqttbytes::v5::{Publish, SubscribeReasonCode};
@@ -102,10 +102,14 @@ impl Inbox {
                 self.router.presence(tenant, robot, online, publish.retain);
                 return Ok(None);
             }
-            Heard::SharedStatus { tenant, mission } if self.router.shared_status_topic => {
-                (Speaker::AnyOf { tenant }, mission)
+            Heard::SharedStatus { tenant, mission } => {
+                let fleet = self.router.fleet();
+                let heeded = self.router.shared_status_topic;
+                match fleet.speakers(tenant).filter(|_| heeded) {
+                    Some(speakers) => (speakers, mission),
+                    None => return Ok(None),
+                }
             }
-            Heard::SharedStatus { .. } => return Ok(None),
             Heard::RobotStatus {
                 tenant,
                 robot,
@@ -124,13 +128,9 @@ impl Inbox {
         if self.router.is_of_another(&speaker, &mission) {
             return Err(PayloadError::Speaker);
         }
-        let robot = match speaker {
-            Speaker::Robot(robot) => Some(robot),
-            Speaker::AnyOf { .. } => None,
-        };
         let read = payload::parse_status(&publish.payload)?;
         Ok(Some(Report {
-            robot,
+            speaker,
             mission,
             status: read.status,
             action_execution_id: read.action_execution_id,

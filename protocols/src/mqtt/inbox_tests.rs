@@ -25,7 +25,13 @@ fn message(topic: &str, id: u16, status: &str) -> Publish {
 
 fn next(engine: &mut mpsc::Receiver<Update>) -> Option<(Option<RobotId>, MissionStatus)> {
     match engine.try_recv() {
-        Ok(Update::Report(report)) => Some((report.robot, report.status)),
+        Ok(Update::Report(report)) => {
+            let alone = match report.speaker {
+                Speaker::Robot(robot) => Some(robot),
+                Speaker::OneOf(_) => None,
+            };
+            Some((alone, report.status))
+        }
         _ => None,
     }
 }
@@ -49,9 +55,9 @@ fn the_robot_is_named_only_where_the_topic_is_its_own() {
 #[test]
 fn nobody_reports_on_the_mission_of_another_robot_or_tenant() {
     let (mut inbox, mut engine) = inbox(true, 10);
-    let robots = ["r", "s"].map(|id| MqttRobot {
+    let robots = [("r", "t"), ("s", "t"), ("v", "u")].map(|(id, tenant)| MqttRobot {
         robot_id: id.parse().unwrap(),
-        tenant: "t".parse().unwrap(),
+        tenant: tenant.parse().unwrap(),
         fleet: None,
         gateway_id: "g".into(),
     });

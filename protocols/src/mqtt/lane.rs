@@ -167,7 +167,7 @@ impl Lane {
             return Ok((connection, BTreeSet::new()));
         };
         inbox.connection_gone();
-        let tenants = self.router.fleet().tenants.clone();
+        let tenants = self.router.fleet().tenants();
         let answers = subscribe(&mut connection, &tenants, self.router.shared_status_topic);
         let confirmed = timeout(SUBSCRIBE_LIMIT, all(answers));
         connection
@@ -197,7 +197,7 @@ impl Lane {
                     return Ok(());
                 }
                 Event::FleetChanged if matches!(self.role, Role::Commands(_)) => {
-                    let wanted = self.router.fleet().tenants.clone();
+                    let wanted = self.router.fleet().tenants();
                     follow(
                         &mut connection,
                         &tenants,

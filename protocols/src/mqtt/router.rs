@@ -2,12 +2,12 @@
 
 use super::config::MqttRobot;
 use crate::{
-    adapter::{Link, Report},
+    adapter::{Link, Report, Speaker},
     ids::{MissionId, RobotId, TenantId},
 };
 use arc_swap::ArcSwap;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::{Notify, watch};
@@ -20,12 +20,20 @@ const MAX_TRACKED: usize = 65_536;
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     robots: HashMap<RobotId, Arc<MqttRobot>>,
-    pub(crate) tenants: BTreeSet<TenantId>,
+    tenants: BTreeMap<TenantId, Arc<BTreeSet<RobotId>>>,
 }
 
 impl Fleet {
     pub(crate) fn new(robots: Vec<MqttRobot>) -> Self {
-        let tenants = robots.iter().map(|r| r.tenant.clone()).collect();
+        let mut tenants: BTreeMap<TenantId, BTreeSet<RobotId>> = BTreeMap::new();
+        for robot in &robots {
+            let theirs = tenants.entry(robot.tenant.clone()).or_default();
+            theirs.insert(robot.robot_id.clone());
+        }
+        let shared = tenants
+            .into_iter()
+            .map(|(id, robots)| (id, Arc::new(robots)));
+        let tenants = shared.collect();
         let robots = robots
             .into_iter()
             .map(|r| (r.robot_id.clone(), Arc::new(r)))
@@ -35,6 +43,15 @@ impl Fleet {
 
     pub(crate) fn robot(&self, id: &str) -> Option<&Arc<MqttRobot>> {
         self.robots.get(id)
+    }
+
+    pub(crate) fn tenants(&self) -> BTreeSet<TenantId> {
+        self.tenants.keys().cloned().collect()
+    }
+
+    /// Whoever may write the status topic that all robots of a tenant share.
+    pub(crate) fn speakers(&self, tenant: &str) -> Option<Speaker> {
+        self.tenants.get(tenant).cloned().map(Speaker::OneOf)
     }
 
     fn ids(&self) -> impl Iterator<Item = &RobotId> {
@@ -52,15 +69,6 @@ struct Tracked {
     /// Statuses came on the robot's own topic.
     on_robots: bool,
     asked: Option<Arc<Notify>>,
-}
-
-/// Who may have written a status, by its topic.
-#[derive(Debug)]
-pub(crate) enum Speaker<'a> {
-    /// The robot whose branch it is.
-    Robot(RobotId),
-    /// Whoever may write the topic that all robots of a tenant share.
-    AnyOf { tenant: &'a str },
 }
 
 /// On which topics a mission may have left a retained status.
@@ -119,7 +127,7 @@ impl Router {
         let fleet = Arc::new(Fleet::new(robots));
         self.fleet.store(Arc::clone(&fleet));
         lock(&self.offline).retain(|r| fleet.robots.contains_key(r));
-        lock(&self.deaf).retain(|t, _| fleet.tenants.contains(t));
+        lock(&self.deaf).retain(|t, _| fleet.tenants.contains_key(t));
         self.fleet_changed.send_replace(());
         self.say_all(false);
     }
@@ -242,15 +250,10 @@ impl Router {
     }
 
     /// Whether a mission is known to be that of a robot that cannot have said this.
-    pub(crate) fn is_of_another(&self, speaker: &Speaker<'_>, mission: &MissionId) -> bool {
+    pub(crate) fn is_of_another(&self, speaker: &Speaker, mission: &MissionId) -> bool {
         let tracked = lock(&self.tracked);
-        let Some(entry) = tracked.get(mission) else {
-            return false;
-        };
-        match speaker {
-            Speaker::Robot(robot) => entry.robot.robot_id != *robot,
-            Speaker::AnyOf { tenant } => entry.robot.tenant.as_str() != *tenant,
-        }
+        let entry = tracked.get(mission);
+        entry.is_some_and(|entry| !speaker.may_be(&entry.robot.robot_id))
     }
 
     /// Forgets a mission's last status and keeps it from now on; the signal comes with each status.
@@ -276,13 +279,11 @@ impl Router {
         let Some(entry) = tracked.get_mut(&report.mission) else {
             return;
         };
-        let own = report.robot.is_some();
+        let is_own = |report: &Report| matches!(report.speaker, Speaker::Robot(_));
+        let own = is_own(report);
         entry.on_robots |= own;
         entry.on_shared |= !own;
-        let better_is_known = entry
-            .last
-            .as_ref()
-            .is_some_and(|l| l.robot.is_some() && !own);
+        let better_is_known = !own && entry.last.as_ref().is_some_and(is_own);
         if !better_is_known {
             entry.last = Some(report.clone());
         }

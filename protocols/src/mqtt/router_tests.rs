@@ -22,7 +22,10 @@ fn id(text: &str) -> RobotId {
 
 fn report(robot: Option<&str>, status: MissionStatus) -> Report {
     Report {
-        robot: robot.map(id),
+        speaker: match robot {
+            Some(robot) => Speaker::Robot(id(robot)),
+            None => Speaker::OneOf(Arc::new([id("a")].into())),
+        },
         mission: "m".parse().unwrap(),
         status,
         action_execution_id: String::new(),

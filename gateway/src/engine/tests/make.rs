@@ -2,7 +2,7 @@
 
 use crate::engine::RobotSpec;
 use portarium_protocols::{
-    adapter::Report,
+    adapter::{Report, Speaker},
     mission::{ActionType, Command, CompletionMode, MissionStatus},
 };
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub(super) fn stop(robot: &str, id: &str, action_type: ActionType) -> Command {
 
 pub(super) fn report(mission: &str, status: MissionStatus) -> Report {
     Report {
-        robot: Some("r".parse().unwrap()),
+        speaker: Speaker::Robot("r".parse().unwrap()),
         mission: mission.parse().unwrap(),
         status,
         action_execution_id: String::new(),

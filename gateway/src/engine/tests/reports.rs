@@ -4,10 +4,10 @@ use super::make::{manual, mission, report};
 use super::world::{Disk, Sim, idle};
 use crate::engine::Refusal;
 use portarium_protocols::{
-    adapter::{DispatchError, Handover, Report},
+    adapter::{DispatchError, Handover, Report, Speaker},
     mission::MissionStatus,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 /// The states that a watcher saw of a mission.
@@ -78,18 +78,30 @@ async fn a_word_of_the_robot_that_is_not_older_makes_an_unknown_outcome_known() 
     }
 }
 
+/// Whoever may write the topic that these share.
+fn one_of(robots: &[&str]) -> Speaker {
+    let robots = robots.iter().map(|id| id.parse().unwrap());
+    Speaker::OneOf(Arc::new(robots.collect()))
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_robot_has_no_word_on_anothers_mission() {
+async fn a_robot_has_no_word_on_anothers_mission_nor_has_a_branch_that_is_not_its_own() {
     let sim = Sim::new().await;
     sim.dispatch("m1").await.unwrap();
     sim.report(Report {
-        robot: Some("other".parse().unwrap()),
+        speaker: Speaker::Robot("other".parse().unwrap()),
         ..report("m1", MissionStatus::Succeeded)
     })
     .await;
     assert_eq!(sim.status("m1").await, "Dispatched");
     sim.report(Report {
-        robot: None,
+        speaker: one_of(&["other", "another"]),
+        ..report("m1", MissionStatus::Succeeded)
+    })
+    .await;
+    assert_eq!(sim.status("m1").await, "Dispatched");
+    sim.report(Report {
+        speaker: one_of(&["other", "r"]),
         ..report("m1", MissionStatus::Executing)
     })
     .await;

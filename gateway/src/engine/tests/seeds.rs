@@ -7,11 +7,12 @@ use super::{
 };
 use fastrand::Rng;
 use portarium_protocols::{
-    adapter::{DispatchError, Handover, Reconciled, SignalError, StopAnswer},
+    adapter::{DispatchError, Handover, Reconciled, SignalError, Speaker, StopAnswer},
     mission::{ActionType, Command, MissionStatus},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 use tokio::time::{sleep, timeout};
@@ -225,7 +226,7 @@ impl Run {
         };
         let said = MissionStatus::ALL[self.random.usize(0..MissionStatus::ALL.len())];
         let mut word = report(&id, said);
-        word.robot = None;
+        word.speaker = Speaker::OneOf(Arc::new(ROBOTS.map(|id| id.parse().unwrap()).into()));
         self.sim.report(word).await;
     }
 
@@ -305,7 +306,7 @@ impl Run {
         let engine = self.sim.engine();
         for id in self.book.asked.keys() {
             let mut word = report(id, MissionStatus::Cancelled);
-            word.robot = None;
+            word.speaker = Speaker::OneOf(Arc::new(ROBOTS.map(|id| id.parse().unwrap()).into()));
             self.sim.report(word).await;
             let id = id.parse().unwrap();
             let _ = engine.resolve(&id, MissionStatus::Failed, "").await;

@@ -1,7 +1,7 @@
 //! What a robot's answers mean.
 
 use crate::{
-    adapter::{DispatchError, Handover, Reconciled, Report, SignalError, StopAnswer},
+    adapter::{DispatchError, Handover, Reconciled, Report, SignalError, Speaker, StopAnswer},
     grpc::{ChannelError, Down, channel::with_sources, convert::printable, pb},
     ids::{MissionId, RobotId},
 };
@@ -181,7 +181,7 @@ fn report_of_status(
     answer: &pb::GetMissionStatusResponse,
 ) -> Option<Report> {
     Some(Report {
-        robot: Some(robot.clone()),
+        speaker: Speaker::Robot(robot.clone()),
         mission: mission.clone(),
         status: answer.status.parse().ok()?,
         action_execution_id: printable(&answer.action_execution_id, MAX_EXECUTION_ID),
@@ -197,7 +197,7 @@ pub(super) fn report_of_update(robot: &RobotId, update: &pb::MissionUpdate) -> O
         return None;
     }
     Some(Report {
-        robot: Some(robot.clone()),
+        speaker: Speaker::Robot(robot.clone()),
         mission: update.mission_id.parse().ok()?,
         status: update.status.parse().ok()?,
         action_execution_id: printable(&update.action_execution_id, MAX_EXECUTION_ID),
@@ -352,7 +352,7 @@ mod tests {
             ..Default::default()
         };
         let report = report_of_update(&robot, &update).unwrap();
-        assert_eq!(report.robot, Some(robot.clone()));
+        assert_eq!(report.speaker, Speaker::Robot(robot.clone()));
         assert!(report.detail.len() <= MAX_DETAIL && !report.detail.contains('\u{1b}'));
         assert_eq!(report.action_execution_id, "e".repeat(MAX_EXECUTION_ID));
         assert_eq!(report.observed_at.len(), MAX_TIME);

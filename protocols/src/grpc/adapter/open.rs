@@ -149,7 +149,10 @@ fn poll_interval(age: Duration, watched: bool) -> Duration {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use crate::grpc::{convert, pb};
+    use crate::{
+        adapter::Speaker,
+        grpc::{convert, pb},
+    };
 
     fn command(id: &str, action_type: &str) -> Command {
         convert::parse(pb::DispatchMissionRequest {
@@ -169,7 +172,7 @@ mod tests {
 
     fn report(id: &str, status: MissionStatus) -> Report {
         Report {
-            robot: None,
+            speaker: Speaker::Robot("r".parse().unwrap()),
             mission: id.parse().unwrap(),
             status,
             action_execution_id: String::new(),
