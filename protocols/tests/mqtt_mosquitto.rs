@@ -366,6 +366,25 @@ async fn renewed_connections_lose_no_command_no_stop_and_no_status() {
     println!("{missions} missions over two renewals of each connection");
 }
 
+/// They would drive live statuses out of the queue that the broker has for us.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn what_the_broker_has_retained_comes_at_the_start_and_with_no_renewal() {
+    let broker = Mosquitto::start();
+    let robot = Robot::start(broker.port, "r1").await;
+    for n in 0..50 {
+        robot.report(&format!("old-{n}"), "succeeded").await;
+    }
+    let gateway = Gateway::with(broker.port, 1_024, Some(Duration::from_secs(7))).await;
+    let stats = || gateway.adapter.stats();
+    until("what was retained", async || stats().reports == 50).await;
+    until("a renewal", async || stats().commands.renewals == 1).await;
+    robot.report("new", "executing").await;
+    until("what is new", async || stats().reports > 50).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(stats().reports, 51);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn after_shutdown_the_broker_keeps_statuses_for_the_next_start() {

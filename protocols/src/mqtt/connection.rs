@@ -16,7 +16,10 @@ use bytes::BytesMut;
 use portarium_identity::Lease;
 use rumqttc::v5::mqttbytes::{
     QoS,
-    v5::{ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, Publish, SubAck},
+    v5::{
+        ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet, Publish, RetainForwardRule,
+        SubAck,
+    },
 };
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 use tokio::{
@@ -161,9 +164,13 @@ impl Connection {
     }
 
     /// Sends a subscription. The answer comes when the broker acknowledged it.
-    pub(crate) fn subscribe(&mut self, filters: Vec<String>) -> oneshot::Receiver<()> {
+    pub(crate) fn subscribe(
+        &mut self,
+        filters: Vec<String>,
+        retained: RetainForwardRule,
+    ) -> oneshot::Receiver<()> {
         let (done, answer) = oneshot::channel();
-        self.send_subscribe(filters, Some(done));
+        self.send_subscribe(filters, retained, Some(done));
         answer
     }
 
@@ -221,7 +228,11 @@ impl Connection {
         for item in batch.drain(..) {
             match item {
                 Item::Publish(message) => self.publish(message),
-                Item::Subscribe { filters, done } => self.send_subscribe(filters, Some(done)),
+                // A question: the retained message is what it is asked for.
+                Item::Subscribe { filters, done } => {
+                    let retained = RetainForwardRule::OnEverySubscribe;
+                    self.send_subscribe(filters, retained, Some(done));
+                }
                 Item::Unsubscribe { filters } => self.unsubscribe(filters),
             }
         }
@@ -251,9 +262,15 @@ impl Connection {
         }
     }
 
-    fn send_subscribe(&mut self, filters: Vec<String>, done: Option<oneshot::Sender<()>>) {
+    fn send_subscribe(
+        &mut self,
+        filters: Vec<String>,
+        retained: RetainForwardRule,
+        done: Option<oneshot::Sender<()>>,
+    ) {
         let id = self.subscribe_id();
-        self.outgoing.put_small(&outgoing::subscribe(id, &filters));
+        self.outgoing
+            .put_small(&outgoing::subscribe(id, &filters, retained));
         self.subscribing.insert(id, Subscribing { filters, done });
     }
 

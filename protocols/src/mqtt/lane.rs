@@ -13,6 +13,7 @@ use super::{
 };
 use crate::ids::TenantId;
 use portarium_identity::Lease;
+use rumqttc::v5::mqttbytes::v5::RetainForwardRule;
 use std::{collections::BTreeSet, future::pending, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -50,6 +51,8 @@ pub(crate) struct Lane {
     pub(crate) state: Arc<LaneState>,
     pub(crate) router: Arc<Router>,
     pub(crate) shutdown: CancellationToken,
+    /// What the broker has kept was heard since the start.
+    pub(crate) heard_retained: bool,
     /// One connection of a broker is renewed at a time.
     pub(crate) turn: Arc<Semaphore>,
 }
@@ -163,18 +166,31 @@ impl Lane {
     ) -> Result<(Connection, BTreeSet<TenantId>), LinkError> {
         let mut connection =
             Connection::open(dialled, &self.hello(), Arc::clone(&self.state)).await?;
+        let retained = self.retained();
         let Role::Commands(inbox) = &mut self.role else {
             return Ok((connection, BTreeSet::new()));
         };
         inbox.connection_gone();
         let tenants = self.router.fleet().tenants();
-        let answers = subscribe(&mut connection, &tenants, self.router.shared_status_topic);
+        let shared = self.router.shared_status_topic;
+        let answers = subscribe(&mut connection, &tenants, shared, &retained);
         let confirmed = timeout(SUBSCRIBE_LIMIT, all(answers));
         connection
             .serve(None, Some(inbox), confirmed)
             .await?
             .map_err(|_| LinkError::Timeout(SUBSCRIBE_LIMIT))?;
+        self.heard_retained = true;
         Ok((connection, tenants))
+    }
+
+    /// All that the broker has kept comes once, after the start: it may have statuses of missions
+    /// that ended meanwhile, which are then cleared. With every renewal it would drive live
+    /// statuses out of the broker's queue for us, and they would be lost.
+    fn retained(&self) -> RetainForwardRule {
+        match self.heard_retained {
+            false => RetainForwardRule::OnEverySubscribe,
+            true => RetainForwardRule::OnNewSubscribe,
+        }
     }
 
     /// Serves, and renews what it serves on, until shutdown (`Ok`) or a loss.

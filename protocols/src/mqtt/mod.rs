@@ -144,6 +144,7 @@ impl MqttAdapter {
             state: Arc::clone(&handle.state),
             router: Arc::clone(&adapter.router),
             shutdown: adapter.shutdown.clone(),
+            heard_retained: false,
             turn: Arc::clone(&turn),
         };
         let commands_lane = lane(Role::Commands(Box::new(inbox)), &adapter.commands);

@@ -4,7 +4,10 @@ use super::queue::{Message, TOO_SLOW};
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     self, QoS,
-    v5::{Filter, Packet, PingReq, PubAck, Publish, PublishProperties, Subscribe, Unsubscribe},
+    v5::{
+        Filter, Packet, PingReq, PubAck, Publish, PublishProperties, RetainForwardRule, Subscribe,
+        Unsubscribe,
+    },
 };
 use std::{collections::VecDeque, io, time::Duration};
 use tokio::{
@@ -164,11 +167,12 @@ pub(crate) fn publish(message: &Message, expiry: Option<u32>) -> Publish {
     }
 }
 
-pub(crate) fn subscribe(id: u16, filters: &[String]) -> Packet {
+pub(crate) fn subscribe(id: u16, filters: &[String], retained: RetainForwardRule) -> Packet {
     let filters = filters.iter().map(|path| {
         let mut filter = Filter::new(path.clone(), QoS::AtLeastOnce);
         // The statuses that we clear need not come back to us.
         filter.nolocal = true;
+        filter.retain_forward_rule = retained.clone();
         filter
     });
     let mut subscribe = Subscribe::new_many(filters, None);

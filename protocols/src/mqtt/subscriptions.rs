@@ -2,6 +2,7 @@
 
 use super::{connection::Connection, topic};
 use crate::ids::TenantId;
+use rumqttc::v5::mqttbytes::v5::RetainForwardRule;
 use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
@@ -9,10 +10,12 @@ use tokio::sync::oneshot;
 const TENANTS_AT_ONCE: usize = 16;
 
 /// Asks for what is heard of the tenants; the answers come when the broker has confirmed it.
+/// `retained`: whether what the broker has kept comes too.
 pub(crate) fn subscribe(
     connection: &mut Connection,
     tenants: &BTreeSet<TenantId>,
     shared_status: bool,
+    retained: &RetainForwardRule,
 ) -> Vec<oneshot::Receiver<()>> {
     let tenants: Vec<_> = tenants.iter().collect();
     tenants
@@ -22,7 +25,7 @@ pub(crate) fn subscribe(
                 .iter()
                 .flat_map(|t| topic::filters(t, shared_status))
                 .collect();
-            connection.subscribe(filters)
+            connection.subscribe(filters, retained.clone())
         })
         .collect()
 }
@@ -36,7 +39,8 @@ pub(crate) fn follow(
 ) {
     let added: BTreeSet<_> = want.difference(have).cloned().collect();
     // Their answers are dealt with when they come; nothing here waits for them.
-    drop(subscribe(connection, &added, shared_status));
+    let retained = RetainForwardRule::OnNewSubscribe;
+    drop(subscribe(connection, &added, shared_status, &retained));
     for tenant in have.difference(want) {
         connection.unsubscribe(topic::filters(tenant, shared_status));
     }
