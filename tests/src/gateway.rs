@@ -3,6 +3,7 @@
 use crate::{Config, PATIENCE, Ports, Process, binary};
 use rustix::process::Signal;
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -19,6 +20,7 @@ pub struct GatewayProcess {
     /// Where it listens.
     pub ports: Ports,
     dir: PathBuf,
+    prefix: Vec<OsString>,
     process: Process,
 }
 
@@ -32,11 +34,24 @@ impl GatewayProcess {
 
     /// As [`Self::start`], without waiting.
     pub fn launch(dir: &Path, config: &Config) -> Self {
+        Self::launch_behind(Vec::new(), dir, config)
+    }
+
+    /// As [`Self::start`], by a command that becomes the gateway, also when it is started again.
+    pub async fn start_behind(prefix: Vec<OsString>, dir: &Path, config: &Config) -> Self {
+        let gateway = Self::launch_behind(prefix, dir, config);
+        gateway.ready().await;
+        gateway
+    }
+
+    /// As [`Self::start_behind`], without waiting.
+    pub fn launch_behind(prefix: Vec<OsString>, dir: &Path, config: &Config) -> Self {
         fs::write(config_file(dir), config.render()).unwrap();
         Self {
             ports: config.ports,
             dir: dir.to_owned(),
-            process: spawn(dir),
+            process: spawn(&prefix, dir),
+            prefix,
         }
     }
 
@@ -64,7 +79,7 @@ impl GatewayProcess {
 
     /// Starts it again on what it left behind, without waiting.
     pub fn relaunch(&mut self) {
-        self.process = spawn(&self.dir);
+        self.process = spawn(&self.prefix, &self.dir);
     }
 
     /// Starts it again on what it left behind, and waits until it is ready.
@@ -103,8 +118,9 @@ fn config_file(dir: &Path) -> PathBuf {
     dir.join("gateway.toml")
 }
 
-fn spawn(dir: &Path) -> Process {
-    Process::start(
+fn spawn(prefix: &[OsString], dir: &Path) -> Process {
+    Process::start_behind(
+        prefix,
         &binary("portarium-gateway"),
         [
             "run".as_ref(),

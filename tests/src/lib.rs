@@ -18,10 +18,12 @@ mod house;
 mod identities;
 mod load;
 mod mosquitto;
+mod power;
 mod process;
 mod proxy;
 mod records;
 mod robots;
+mod shim;
 mod verdict;
 mod watch;
 
@@ -32,10 +34,12 @@ pub use house::House;
 pub use identities::{Identities, hints, spiffe_id};
 pub use load::{Acknowledged, INSISTENCE, Load, Operator};
 pub use mosquitto::Mosquitto;
+pub use power::{Disk, Told, Unsynced};
 pub use process::{Process, binary, free_port};
 pub use proxy::{Link, Proxy};
 pub use records::{JournalRow, audit, journal, metric};
 pub use robots::{SimRobot, grpc_robot, mqtt_robot};
+pub use shim::{Errno, Shim};
 pub use verdict::{Fate, Verdict, fates};
 pub use watch::Watch;
 

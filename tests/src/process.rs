@@ -2,7 +2,7 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     net::TcpListener,
     os::unix::process::CommandExt as _,
@@ -30,9 +30,20 @@ impl Process {
         arguments: impl IntoIterator<Item = A>,
         stderr: &Path,
     ) -> Self {
+        Self::start_behind(&[], program, arguments, stderr)
+    }
+
+    /// As [`Self::start`], by a command that becomes the program (`env`, `ip netns exec`).
+    pub fn start_behind<A: AsRef<OsStr>>(
+        prefix: &[OsString],
+        program: &Path,
+        arguments: impl IntoIterator<Item = A>,
+        stderr: &Path,
+    ) -> Self {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
+            .args(prefix)
             .arg(program)
             .args(arguments)
             .stdin(Stdio::null());
