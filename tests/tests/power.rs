@@ -16,7 +16,7 @@ use portarium_gateway::{
 use portarium_protocols::grpc::pb;
 use portarium_tests::{
     Caller, Config, Disk, GatewayProcess, INSISTENCE, Identities, Mosquitto, Shim, Told, Unsynced,
-    Watch, figure, grpc_robot, init, mission, mqtt_robot, scaled, stop,
+    Watch, figure, grpc_robot, init, mission, mqtt_robot, scaled, stop, until,
 };
 use rustix::process::Signal;
 use std::{
@@ -278,4 +278,54 @@ async fn what_was_told_survives_a_power_cut_at_any_moment() {
     assert!(lost.is_empty(), "{lost:#?}");
     assert!(uncertain * 5 > points, "{uncertain}");
     assert!(promises.accepted.len() > 200 && promises.fence > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by tests/run"]
+async fn what_a_gateway_had_not_synced_when_it_died_is_synced_before_the_next_one_speaks_of_it() {
+    init();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let identities = Identities::start(dir, &["g"]).await;
+    let log = ExecutionLog::in_memory();
+    let robot = RobotConfig::new("g".parse().unwrap());
+    let robot = grpc_robot(&identities, robot, &log).await;
+    let config = Config::new(dir, &identities).grpc_robot("g", robot.local_addr().port(), "");
+    let shim = Shim::build(dir).recording();
+    let prefix = shim.prefix(&dir.join("journal.sqlite"));
+    let mut gateway = GatewayProcess::start_behind(prefix, dir, &config).await;
+    let caller = Arc::new(Caller::control_plane(&identities, gateway.ports.grpc).await);
+    caller.robots_reachable(&["g"]).await;
+
+    shim.syncs_take(Duration::from_secs(1));
+    let written = || std::fs::metadata(shim.record()).unwrap().len();
+    let before = written();
+    let request = mission("g", "doubtful", Duration::from_millis(10));
+    let asked = tokio::spawn({
+        let (caller, request) = (caller.clone(), request.clone());
+        async move { caller.dispatch(&request).await }
+    });
+    until("the mission in the log", async || written() > before + 4096).await;
+    sleep(Duration::from_millis(200)).await;
+    gateway.kill();
+    asked.await.unwrap().unwrap_err();
+    gateway.restart().await;
+    let told = Told::to(&shim.record());
+    let request_id = caller.insist(&request, INSISTENCE).await;
+    told.note(&format!("accepted doubtful {request_id}"));
+    gateway.kill();
+
+    let mut disk = Disk::before(&shim.record());
+    let mut promises = Promises::default();
+    for event in 0..=disk.events() {
+        disk.advance(event);
+        if let Some(told) = disk.told().first() {
+            promises.add(told);
+            break;
+        }
+    }
+    let rebuilt = tempfile::tempdir().unwrap();
+    let opened = open(&disk.rebuild(rebuilt.path(), Unsynced::Dropped));
+    let broken = promises.broken(&opened.journal, &opened.loaded);
+    assert_eq!((promises.accepted.len(), broken), (1, Vec::new()));
 }

@@ -9,7 +9,6 @@ use crate::clock::Clock;
 use rusqlite::{Connection, Transaction};
 use std::{
     collections::VecDeque,
-    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -80,13 +79,11 @@ impl Maintenance {
         finished: Vec<Finished>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let mut log = OsString::from(path);
-        log.push("-wal");
         Self {
             retention,
             clock,
             finished: finished.into(),
-            log: log.into(),
+            log: schema::log_of(path),
             helper: None,
             looked: None,
         }

@@ -1,8 +1,15 @@
 //! The file's layout and its version.
 
-use super::JournalError;
+use super::{JournalError, parent};
 use rusqlite::{Connection, OpenFlags};
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    io::ErrorKind,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Grows with each change of the layout. A program refuses a version that it does not know.
 const VERSION: i64 = 1;
@@ -57,6 +64,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
     let failed = |e| JournalError::opening(path, e);
     // Before anything is set: to switch the log on already writes to the file.
     check(&connection, path)?;
+    sync_log(path).map_err(|e| JournalError::open(path, e))?;
     connection
         .pragma_update(None, "journal_mode", "WAL")
         .map_err(failed)?;
@@ -153,6 +161,24 @@ fn check(connection: &Connection, path: &Path) -> Result<(), JournalError> {
         return Err(damaged(verdict));
     }
     Ok(())
+}
+
+/// A process that was killed may have left commits in the log that are not on the disk yet. They
+/// are told as durable from here on.
+fn sync_log(path: &Path) -> std::io::Result<()> {
+    match File::open(log_of(path)) {
+        Ok(log) => log.sync_all()?,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    File::open(parent(path))?.sync_all()
+}
+
+/// The file in which SQLite keeps what is not copied into the journal's file yet.
+pub(super) fn log_of(path: &Path) -> PathBuf {
+    let mut log = OsString::from(path);
+    log.push("-wal");
+    log.into()
 }
 
 fn pragma<T: rusqlite::types::FromSql>(
