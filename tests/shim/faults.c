@@ -2,8 +2,8 @@
  * Faults below a real gateway process, preloaded into it (LD_PRELOAD): writes down what it does to
  * its journal's files, makes its disk slow or failing, and steps its wall clock.
  *
- * FAULTS_JOURNAL  the journal's path; that file, its `-wal` and `-journal`, and their folder are
- *                 looked at, nothing else
+ * FAULTS_JOURNAL  the journal's path; that file, its `-wal`, `-journal` and `.lock`, and their folder
+ *                 are looked at, nothing else
  * FAULTS_LOG      where to write down what is done to them (appended; may not be set)
  * FAULTS_CONTROL  what is to go wrong, see `struct control`; changed by the test at any time
  *
@@ -35,7 +35,7 @@ struct control {
     int64_t clock_ahead_ns;
 };
 
-enum file { NONE, MAIN, WAL, ROLLBACK, FOLDER };
+enum file { NONE, MAIN, WAL, ROLLBACK, LOCK, FOLDER };
 enum event { CREATED = 1, WRITTEN, CUT, SYNC_BEGINS, SYNC_ENDED, REMOVED };
 
 struct head {
@@ -91,6 +91,8 @@ static enum file which(const char *path)
             return MAIN;
         if (strcmp(rest, "-wal") == 0)
             return WAL;
+        if (strcmp(rest, ".lock") == 0)
+            return LOCK;
         return strcmp(rest, "-journal") == 0 ? ROLLBACK : NONE;
     }
     const char *name = strrchr(journal, '/');

@@ -6,6 +6,7 @@ use portarium_gateway::dev::robot::{
     mqtt::MqttRobots, mqtt::StatusTopics,
 };
 use std::{
+    ffi::OsString,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,8 +36,13 @@ pub struct House {
 impl House {
     /// Started and in reach.
     pub async fn start() -> Self {
-        crate::init();
         let dir = tempfile::tempdir().unwrap();
+        Self::behind(Vec::new(), dir).await
+    }
+
+    /// As [`Self::start`], in this folder, with a gateway behind a command that becomes it.
+    pub async fn behind(prefix: Vec<OsString>, dir: TempDir) -> Self {
+        crate::init();
         let path = dir.path();
         let identities = Identities::start(path, &["m", "g"]).await;
         let broker = Mosquitto::start(path, &identities).await;
@@ -51,7 +57,7 @@ impl House {
             .broker("main", broker.port)
             .mqtt_robot("m", lines)
             .grpc_robot("g", grpc.local_addr().port(), lines);
-        let gateway = GatewayProcess::start(path, &config).await;
+        let gateway = GatewayProcess::start_behind(prefix, path, &config).await;
         let caller = Arc::new(Caller::control_plane(&identities, gateway.ports.grpc).await);
         caller.robots_reachable(&["m", "g"]).await;
         Self {

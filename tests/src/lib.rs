@@ -13,6 +13,7 @@
 
 mod caller;
 mod config;
+mod disk;
 mod gateway;
 mod house;
 mod identities;
@@ -29,6 +30,7 @@ mod watch;
 
 pub use caller::{Caller, mission, stop};
 pub use config::{Config, Ports};
+pub use disk::SmallDisk;
 pub use gateway::GatewayProcess;
 pub use house::House;
 pub use identities::{Identities, hints, spiffe_id};

@@ -63,12 +63,14 @@ enum Name {
     Main,
     Log,
     Rollback,
+    Lock,
 }
 
-const NAMES: [(Name, &str); 3] = [
+const NAMES: [(Name, &str); 4] = [
     (Name::Main, ""),
     (Name::Log, "-wal"),
     (Name::Rollback, "-journal"),
+    (Name::Lock, ".lock"),
 ];
 
 #[derive(Debug)]
@@ -359,8 +361,8 @@ mod tests {
             (2, 1, 5, b"second"),
             (5, 1, 7, b""),
             (100, 0, 0, b"told"),
-            (4, 4, 8, b""),
-            (5, 4, 8, b""),
+            (4, 5, 8, b""),
+            (5, 5, 8, b""),
         ]);
         let mut disk = Disk::before(record.path());
         disk.advance(5);

@@ -16,14 +16,14 @@ use portarium_gateway::{
 use portarium_protocols::grpc::pb;
 use portarium_tests::{
     Caller, Config, Disk, GatewayProcess, INSISTENCE, Identities, Mosquitto, Shim, Told, Unsynced,
-    Watch, figure, grpc_robot, init, mission, mqtt_robot, scaled, stop, until,
+    Watch, figure, grpc_robot, init, long, mission, mqtt_robot, scaled, stop, until,
 };
 use rustix::process::Signal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     task::JoinSet,
@@ -166,7 +166,7 @@ fn open(path: &Path) -> Opened {
 
 /// A gateway under load, killed and told to end in between, on a journal whose every change is
 /// written down.
-async fn record(shim: &Shim, dir: &Path, time: Duration) {
+async fn record(shim: &Shim, dir: &Path, bytes: u64) {
     let all = [&ROBOTS[..], &[STOPPED]].concat();
     let identities = Identities::start(dir, &all).await;
     let broker = Mosquitto::start(dir, &identities).await;
@@ -202,9 +202,8 @@ async fn record(shim: &Shim, dir: &Path, time: Duration) {
     }
     workers.spawn(send_stops(caller.clone(), told.clone(), end.clone()));
     let follower = tokio::spawn(follow(watch, told));
-    let began = Instant::now();
-    while began.elapsed() < time {
-        sleep(Duration::from_millis(fastrand::u64(1_000..4_000))).await;
+    while std::fs::metadata(shim.record()).unwrap().len() < bytes {
+        sleep(Duration::from_millis(fastrand::u64(500..2_000))).await;
         if fastrand::u8(..3) == 0 {
             gateway.signal(Signal::TERM);
             gateway.wait(Duration::from_secs(12)).await;

@@ -45,6 +45,18 @@ pub enum JournalError {
         /// What was found.
         reason: String,
     },
+    /// What was acknowledged last is missing.
+    #[error(
+        "journal {path}: it is damaged (it ends at change {head}, and change {noted} was written); restore it from a copy, or move it away to start with an empty one; to go on with what is left, remove {path}.lock"
+    )]
+    CutShort {
+        /// The journal.
+        path: PathBuf,
+        /// The last change that can be read.
+        head: u64,
+        /// The last change that is known to have been written.
+        noted: u64,
+    },
     /// A commit failed; nothing of it is on disk.
     #[error("the journal could not be written")]
     Commit(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -79,9 +91,11 @@ impl JournalError {
             Self::Read(_) => "the journal could not be read; the gateway's log says why",
             Self::Behind => "the journal is behind (does its disk hang?); try again later",
             Self::Closed => "the gateway is shutting down",
-            Self::Open { .. } | Self::InUse { .. } | Self::Newer { .. } | Self::Damaged { .. } => {
-                "the journal cannot be used; the gateway's log says why"
-            }
+            Self::Open { .. }
+            | Self::InUse { .. }
+            | Self::Newer { .. }
+            | Self::Damaged { .. }
+            | Self::CutShort { .. } => "the journal cannot be used; the gateway's log says why",
         }
     }
 

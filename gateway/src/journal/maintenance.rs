@@ -3,10 +3,10 @@
 use super::{
     JournalError, Retention,
     reader::{signed, to_millis, unsigned},
-    schema,
+    schema, sum,
 };
 use crate::clock::Clock;
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, Transaction, types::ValueRef};
 use std::{
     collections::VecDeque,
     fs,
@@ -101,7 +101,7 @@ impl Maintenance {
             .name("journal-checkpoint".into())
             .spawn(move || {
                 while woken.recv().is_ok() {
-                    if let Err(error) = checkpoint(&connection, "PASSIVE") {
+                    if let Err(error) = schema::checkpoint(&connection, "PASSIVE") {
                         tracing::debug!(%error, "checkpoint put off");
                     }
                 }
@@ -164,7 +164,7 @@ impl Maintenance {
         if bytes > TRUNCATE_BYTES {
             let cut = connection
                 .busy_timeout(CHECKPOINT_PATIENCE)
-                .and_then(|()| checkpoint(connection, "TRUNCATE"));
+                .and_then(|()| schema::checkpoint(connection, "TRUNCATE"));
             let patient = connection.busy_timeout(schema::BUSY);
             if let Err(error) = cut.and(patient) {
                 tracing::debug!(%error, "checkpoint put off");
@@ -199,7 +199,10 @@ impl Maintenance {
         for finished in self.finished.iter().take(due) {
             forgotten.push(forget_one(&transaction, *finished)?);
         }
-        transaction.execute("UPDATE journal SET head = ?1", [signed(head)])?;
+        let id: String = transaction.query_row("SELECT id FROM journal", [], |row| row.get(0))?;
+        let mut row = transaction.prepare("UPDATE journal SET id = ?1, head = ?2, sum = ?3")?;
+        sum::execute(&mut row, &[sum::text(&id), ValueRef::Integer(signed(head))])?;
+        drop(row);
         transaction.commit()?;
         self.finished.drain(..due);
         Ok(forgotten)
@@ -225,8 +228,4 @@ fn forget_one(transaction: &Transaction<'_>, finished: Finished) -> rusqlite::Re
                 idempotency_key: row.get(4)?,
             })
         })
-}
-
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<()> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
 }

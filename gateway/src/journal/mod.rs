@@ -13,6 +13,7 @@ mod maintenance;
 mod reader;
 mod record;
 mod schema;
+mod sum;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -84,6 +85,15 @@ impl Journal {
         let connection = schema::open(path)?;
         let id: Arc<str> = schema::id(&connection, path)?.into();
         let mut loaded = reader::load(&connection, path)?;
+        if let Some(noted) = lock.noted(&id)
+            && noted > loaded.head
+        {
+            return Err(JournalError::CutShort {
+                path: path.to_path_buf(),
+                head: loaded.head,
+                noted,
+            });
+        }
         let reader = Reader::open(path)?;
         let backlog = Arc::new(AtomicUsize::new(0));
         let (queue, jobs) = mpsc::unbounded_channel();
@@ -94,7 +104,7 @@ impl Journal {
         let writer = Writer::new(
             connection,
             maintenance,
-            lock,
+            (lock, id.clone()),
             jobs,
             head_sender,
             backlog.clone(),

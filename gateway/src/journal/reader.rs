@@ -1,7 +1,7 @@
 //! Reading: all of it at the start, pages of updates and single missions later.
 
 use super::{
-    Attempt, JournalError, Mission, MissionState, RobotRow, maintenance::Finished, schema,
+    Attempt, JournalError, Mission, MissionState, RobotRow, maintenance::Finished, schema, sum,
 };
 use portarium_protocols::mission::{Command, MissionStatus};
 use rusqlite::{Connection, OptionalExtension as _, Row};
@@ -62,8 +62,10 @@ pub struct Reader {
     at_once: Arc<std::sync::atomic::AtomicBool>,
 }
 
-const STATE_COLUMNS: &str =
-    "s.position, s.status, s.flags, s.execution_id, s.observed_at, s.detail";
+/// The columns of `states`, of which those of `missions` follow where both are read.
+const STATE_COLUMNS: usize = 9;
+/// The columns of `missions`.
+const MISSION_COLUMNS: usize = 9;
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
@@ -99,13 +101,12 @@ impl Reader {
         limit: usize,
     ) -> Result<Vec<Update>, JournalError> {
         self.blocking(move |connection| {
-            let sql = format!(
-                "SELECT {STATE_COLUMNS}, m.command FROM states s
+            let mut statement = connection.prepare_cached(
+                "SELECT s.*, m.* FROM states s
                  JOIN missions m ON m.mission = s.mission
                  WHERE s.position > max(?1, ifnull(?2, 1) - 1) AND (?2 IS NULL OR s.mission = ?2)
-                 ORDER BY s.position LIMIT ?3"
-            );
-            let mut statement = connection.prepare_cached(&sql)?;
+                 ORDER BY s.position LIMIT ?3",
+            )?;
             let rows = statement.query_map(
                 (
                     signed(after),
@@ -113,10 +114,12 @@ impl Reader {
                     i64::try_from(limit).unwrap_or(i64::MAX),
                 ),
                 |row| {
+                    sum::check(row, 0, STATE_COLUMNS)?;
+                    sum::check(row, STATE_COLUMNS, MISSION_COLUMNS)?;
                     Ok(Update {
                         position: unsigned(row.get(0)?),
                         state: state(row)?,
-                        command: Arc::new(command(row, 6)?),
+                        command: Arc::new(command(row, STATE_COLUMNS + 7)?),
                     })
                 },
             )?;
@@ -144,9 +147,10 @@ impl Reader {
     ) -> Result<Option<(Command, SystemTime)>, JournalError> {
         self.blocking(move |connection| {
             connection
-                .prepare_cached("SELECT command, accepted_at FROM missions WHERE mission = ?1")?
+                .prepare_cached("SELECT * FROM missions WHERE mission = ?1")?
                 .query_row([signed(number)], |row| {
-                    Ok((command(row, 0)?, from_millis(row.get(1)?)))
+                    sum::check(row, 0, MISSION_COLUMNS)?;
+                    Ok((command(row, 7)?, from_millis(row.get(6)?)))
                 })
                 .optional()
         })
@@ -188,41 +192,40 @@ fn read_all(connection: &Connection, loaded: &mut Loaded) -> rusqlite::Result<()
     })?;
     let mut ended = BTreeMap::new();
     let mut last = BTreeMap::new();
-    let mut positions =
-        connection.prepare("SELECT position, mission, status, at FROM states ORDER BY position")?;
+    let mut positions = connection.prepare("SELECT * FROM states ORDER BY position")?;
     let mut rows = positions.query([])?;
     while let Some(row) = rows.next()? {
+        sum::check(row, 0, STATE_COLUMNS)?;
         let (position, mission) = (unsigned(row.get(0)?), unsigned(row.get(1)?));
         loaded.head = loaded.head.max(position);
-        if status(row.get(2)?, 2)?.is_terminal() {
+        if status(row.get(3)?, 3)?.is_terminal() {
             last.remove(&mission);
             ended.insert(mission, position);
             loaded.finished.push(Finished {
                 mission,
                 ended: position,
-                at: row.get(3)?,
+                at: row.get(2)?,
             });
         } else {
             last.insert(mission, position);
         }
     }
-    let mut missions = connection.prepare(
-        "SELECT mission, mission_id, caller, plan_key, idempotency_key FROM missions ORDER BY mission",
-    )?;
+    let mut missions = connection.prepare("SELECT * FROM missions ORDER BY mission")?;
     let mut rows = missions.query([])?;
     while let Some(row) = rows.next()? {
+        sum::check(row, 0, MISSION_COLUMNS)?;
         let number = unsigned(row.get(0)?);
         let ended = match (ended.get(&number), last.get(&number)) {
             (Some(position), _) => Ok(*position),
             (None, Some(position)) => Err(Arc::new(open_mission(connection, number, *position)?)),
-            (None, None) => continue,
+            (None, None) => return Err(unreadable(0, "mission: it has no state")),
         };
         loaded.missions.push(LoadedMission {
             number,
             mission_id: row.get(1)?,
-            caller: row.get(2)?,
-            plan_key: row.get(3)?,
-            idempotency_key: row.get(4)?,
+            caller: row.get(3)?,
+            plan_key: row.get(4)?,
+            idempotency_key: row.get(5)?,
             ended,
         });
     }
@@ -231,37 +234,36 @@ fn read_all(connection: &Connection, loaded: &mut Loaded) -> rusqlite::Result<()
 }
 
 fn open_mission(connection: &Connection, number: u64, position: u64) -> rusqlite::Result<Mission> {
-    let sql = format!(
-        "SELECT {STATE_COLUMNS}, m.command, m.caller, m.accepted_at FROM states s
-         JOIN missions m ON m.mission = s.mission WHERE s.position = ?1"
-    );
     connection
-        .prepare_cached(&sql)?
+        .prepare_cached(
+            "SELECT s.*, m.* FROM states s
+             JOIN missions m ON m.mission = s.mission WHERE s.position = ?1",
+        )?
         .query_row([signed(position)], |row| {
-            let caller: String = row.get(7)?;
+            let caller: String = row.get(STATE_COLUMNS + 3)?;
             Ok(Mission::loaded(
                 number,
-                Arc::new(command(row, 6)?),
+                Arc::new(command(row, STATE_COLUMNS + 7)?),
                 caller.into(),
-                from_millis(row.get(8)?),
+                from_millis(row.get(STATE_COLUMNS + 6)?),
                 state(row)?,
             ))
         })
 }
 
 fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
-    let mut statement =
-        connection.prepare("SELECT robot_id, fence, latched, hold, stop FROM robots")?;
+    let mut statement = connection.prepare("SELECT * FROM robots")?;
     let rows = statement.query_map([], |row| {
+        sum::check(row, 0, 8)?;
         let id: String = row.get(0)?;
         Ok(RobotRow {
             robot_id: id.parse().map_err(|_| unreadable(0, "robot id"))?,
-            fence: Some(unsigned(row.get(1)?)),
-            latched: row.get(2)?,
-            hold: row.get(3)?,
-            stop: match row.get_ref(4)? {
+            fence: Some(unsigned(row.get(3)?)),
+            latched: row.get(4)?,
+            hold: row.get(5)?,
+            stop: match row.get_ref(6)? {
                 rusqlite::types::ValueRef::Null => None,
-                _ => Some(Arc::new(command(row, 4)?)),
+                _ => Some(Arc::new(command(row, 6)?)),
             },
         })
     })?;
@@ -269,9 +271,9 @@ fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
 }
 
 fn state(row: &Row<'_>) -> rusqlite::Result<MissionState> {
-    let flags: i64 = row.get(2)?;
+    let flags: i64 = row.get(4)?;
     Ok(MissionState {
-        status: status(row.get(1)?, 1)?,
+        status: status(row.get(3)?, 3)?,
         attempt: if flags & flag::ATTEMPT == 0 {
             Attempt::NotSent
         } else {
@@ -281,9 +283,9 @@ fn state(row: &Row<'_>) -> rusqlite::Result<MissionState> {
         outcome_unknown: flags & flag::UNKNOWN != 0,
         cancel_requested: flags & flag::CANCEL != 0,
         awaiting_confirmation: flags & flag::AWAITING != 0,
-        action_execution_id: text(row, 3)?,
-        observed_at: text(row, 4)?,
-        detail: text(row, 5)?,
+        action_execution_id: text(row, 5)?,
+        observed_at: text(row, 6)?,
+        detail: text(row, 7)?,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The file's layout and its version.
 
-use super::{JournalError, parent};
-use rusqlite::{Connection, OpenFlags};
+use super::{JournalError, parent, sum};
+use rusqlite::{Connection, OpenFlags, Transaction, types::Value};
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Grows with each change of the layout. A program refuses a version that it does not know.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// `PORT` in the file's header: tells our files from other SQLite files.
 const APPLICATION_ID: i64 = 0x504f_5254;
@@ -57,6 +57,14 @@ CREATE TABLE robots (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// All tables. Each has its key first and, since version 2, a sum over its other columns last.
+const TABLES: [(&str, &str); 4] = [
+    ("journal", "id"),
+    ("missions", "mission"),
+    ("states", "position"),
+    ("robots", "robot_id"),
+];
+
 /// Opens for writing; creates the file and its tables where there are none.
 pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
     create_private(path)?;
@@ -77,21 +85,46 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
         .pragma_update(None, "wal_autocheckpoint", 0)
         .map_err(failed)?;
     let version: i64 = pragma(&connection, "user_version", path)?;
-    if version == 0 {
-        let transaction = connection.transaction().map_err(failed)?;
-        transaction.execute_batch(LAYOUT).map_err(failed)?;
-        transaction
-            .execute("INSERT INTO journal (id, head) VALUES (?1, 0)", [new_id()])
-            .map_err(failed)?;
-        transaction
-            .pragma_update(None, "application_id", APPLICATION_ID)
-            .map_err(failed)?;
-        transaction
-            .pragma_update(None, "user_version", VERSION)
-            .map_err(failed)?;
-        transaction.commit().map_err(failed)?;
+    if version < VERSION {
+        lay_out(&mut connection, version).map_err(failed)?;
+        // Into the file itself: with a damaged log alone, it would look like a new one again.
+        checkpoint(&connection, "TRUNCATE").map_err(failed)?;
     }
     Ok(connection)
+}
+
+fn lay_out(connection: &mut Connection, version: i64) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    if version < 1 {
+        transaction.execute_batch(LAYOUT)?;
+        transaction.execute("INSERT INTO journal (id, head) VALUES (?1, 0)", [new_id()])?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
+    for (table, key) in TABLES {
+        add_sums(&transaction, table, key)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
+
+fn add_sums(transaction: &Transaction<'_>, table: &str, key: &str) -> rusqlite::Result<()> {
+    let mut all = transaction.prepare(&format!("SELECT * FROM {table}"))?;
+    let columns = all.column_count();
+    let sums = all
+        .query_map([], |row| {
+            let values = (0..columns)
+                .map(|column| row.get_ref(column))
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok((row.get::<_, Value>(0)?, sum::of(values)))
+        })?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let add = format!("ALTER TABLE {table} ADD COLUMN sum INTEGER NOT NULL DEFAULT 0");
+    transaction.execute(&add, [])?;
+    let mut set = transaction.prepare(&format!("UPDATE {table} SET sum = ?2 WHERE {key} = ?1"))?;
+    for row in sums {
+        set.execute(row)?;
+    }
+    Ok(())
 }
 
 /// How long a connection waits for another one's lock.
@@ -107,10 +140,18 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, JournalError> {
     connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
 }
 
+/// Copies the log into the file.
+pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<()> {
+    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+}
+
 /// The journal's own name, made when it was.
 pub(super) fn id(connection: &Connection, path: &Path) -> Result<String, JournalError> {
     connection
-        .query_row("SELECT id FROM journal", [], |row| row.get(0))
+        .query_row("SELECT id, head, sum FROM journal", [], |row| {
+            sum::check(row, 0, 3)?;
+            row.get(0)
+        })
         .map_err(|e| JournalError::opening(path, e))
 }
 

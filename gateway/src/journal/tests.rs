@@ -131,7 +131,7 @@ async fn a_newer_journal_is_refused_untouched() {
     match refusal(&path) {
         JournalError::Newer {
             found: 99,
-            known: 1,
+            known: 2,
             ..
         } => {}
         other => panic!("{other}"),
@@ -213,6 +213,29 @@ async fn a_row_that_nobody_here_wrote_is_called_damage() {
             "{change}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_journal_of_the_first_version_is_taken_over_with_all_that_it_has() {
+    let (_folder, path) = folder();
+    let stopped = Append {
+        robot: Some(row(None)),
+        ..Append::default()
+    };
+    write(&path, [whole(1), stopped, whole(2)]).await;
+    let raw = Connection::open(&path).unwrap();
+    for table in ["journal", "missions", "states", "robots"] {
+        raw.execute(&format!("ALTER TABLE {table} DROP COLUMN sum"), [])
+            .unwrap();
+    }
+    raw.pragma_update(None, "user_version", 1).unwrap();
+    drop(raw);
+    let Opened {
+        journal, loaded, ..
+    } = open(&path).unwrap();
+    assert_eq!((loaded.missions.len(), loaded.robots.len()), (2, 1));
+    let updates = journal.reader().updates(0, None, 100).await.unwrap();
+    assert_eq!(updates.len(), 8);
 }
 
 fn row(fence: Option<u64>) -> RobotRow {

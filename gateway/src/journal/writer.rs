@@ -5,10 +5,11 @@ use super::{
     lock::Lock,
     maintenance::{Finished, Forgotten, Maintenance},
     reader::{flag, signed, to_millis},
+    sum::{self, optional, text},
 };
 use crate::clock::Clock;
 use portarium_protocols::mission::Command;
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, types::ValueRef};
 use std::{
     collections::VecDeque,
     sync::{
@@ -59,8 +60,9 @@ pub struct Writer {
     observer: Option<Arc<dyn Observer>>,
     #[cfg(test)]
     sync_fails: bool,
+    id: Arc<str>,
     // Dropped last: nobody else opens the file before the connection is closed.
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// Appends that are to be committed together.
@@ -104,7 +106,7 @@ impl Writer {
     pub(super) fn new(
         connection: Connection,
         maintenance: Maintenance,
-        lock: Lock,
+        (lock, id): (Lock, Arc<str>),
         jobs: mpsc::UnboundedReceiver<Append>,
         head: watch::Sender<u64>,
         backlog: Arc<AtomicUsize>,
@@ -123,7 +125,8 @@ impl Writer {
             observer: None,
             #[cfg(test)]
             sync_fails: false,
-            _lock: lock,
+            id,
+            lock,
         }
     }
 
@@ -276,6 +279,7 @@ impl Writer {
     fn publish(&mut self, batch: Batch, position: u64) {
         let (mut at, now) = (self.position, to_millis(self.clock.now()));
         self.position = position;
+        self.lock.note(&self.id, position);
         let appends = batch.0.len();
         let mut done = Vec::new();
         for append in batch.0 {
@@ -361,18 +365,20 @@ fn insert_mission(
 ) -> rusqlite::Result<()> {
     let command = &mission.command;
     let (plan_key, idempotency_key) = mission.keys();
-    transaction
-        .prepare_cached("INSERT INTO missions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
-        .execute((
-            signed(number),
-            command.mission_id.as_str(),
-            command.robot_id.as_str(),
-            &*mission.caller,
-            plan_key,
-            idempotency_key,
-            to_millis(mission.accepted_at),
-            as_json(command)?,
-        ))?;
+    let json = as_json(command)?;
+    let mut statement = transaction
+        .prepare_cached("INSERT INTO missions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+    let columns = [
+        ValueRef::Integer(signed(number)),
+        text(command.mission_id.as_str()),
+        text(command.robot_id.as_str()),
+        text(&mission.caller),
+        text(plan_key),
+        text(idempotency_key),
+        ValueRef::Integer(to_millis(mission.accepted_at)),
+        text(&json),
+    ];
+    sum::execute(&mut statement, &columns)?;
     Ok(())
 }
 
@@ -393,36 +399,41 @@ fn insert_state(
         | bit(state.outcome_unknown, flag::UNKNOWN)
         | bit(state.cancel_requested, flag::CANCEL)
         | bit(state.awaiting_confirmation, flag::AWAITING);
-    transaction
-        .prepare_cached("INSERT INTO states VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
-        .execute((
-            signed(position),
-            signed(number),
-            at,
-            state.status as i64,
-            flags,
-            &*state.action_execution_id,
-            &*state.observed_at,
-            &*state.detail,
-        ))?;
+    let mut statement = transaction
+        .prepare_cached("INSERT INTO states VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+    let columns = [
+        ValueRef::Integer(signed(position)),
+        ValueRef::Integer(signed(number)),
+        ValueRef::Integer(at),
+        ValueRef::Integer(state.status as i64),
+        ValueRef::Integer(flags),
+        text(&state.action_execution_id),
+        text(&state.observed_at),
+        text(&state.detail),
+    ];
+    sum::execute(&mut statement, &columns)?;
     Ok(())
 }
 
 fn upsert_robot(transaction: &Transaction<'_>, row: &RobotRow, here: u64) -> rusqlite::Result<()> {
     let stop = row.stop.as_deref().map(as_json).transpose()?;
-    transaction
-        .prepare_cached(
-            "INSERT INTO robots (robot_id, owner, owner_epoch, fence, latched, hold, stop)
-             VALUES (?1, '', 0, ?2, ?3, ?4, ?5)
-             ON CONFLICT (robot_id) DO UPDATE
-             SET fence = max(fence, ?2), latched = ?3, hold = ?4, stop = ?5",
-        )?
-        .execute((
-            row.robot_id.as_str(),
-            signed(row.fence.unwrap_or(here)),
-            row.latched,
-            &row.hold,
-            stop,
-        ))?;
+    let before: Option<i64> = transaction
+        .prepare_cached("SELECT fence FROM robots WHERE robot_id = ?1")?
+        .query_row([row.robot_id.as_str()], |row| row.get(0))
+        .optional()?;
+    let fence = signed(row.fence.unwrap_or(here));
+    let mut statement = transaction
+        .prepare_cached("REPLACE INTO robots VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    let columns = [
+        text(row.robot_id.as_str()),
+        // One gateway: no owner, and no epoch of his.
+        text(""),
+        ValueRef::Integer(0),
+        ValueRef::Integer(before.map_or(fence, |before| before.max(fence))),
+        ValueRef::Integer(i64::from(row.latched)),
+        optional(row.hold.as_deref()),
+        optional(stop.as_deref()),
+    ];
+    sum::execute(&mut statement, &columns)?;
     Ok(())
 }
