@@ -134,8 +134,8 @@ impl Material {
             Self::Fixed(snapshot) => Ok(Arc::clone(snapshot)),
             Self::Live(live) => live
                 .manager
-                .current()
-                .ok_or_else(|| peer_error(PeerError::NoIdentity)),
+                .for_handshake()
+                .map_err(|_| peer_error(PeerError::NoIdentity)),
         }
     }
 }

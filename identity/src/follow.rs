@@ -13,7 +13,7 @@ use std::{
     path::Path,
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::time::{sleep, timeout};
 
@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         let Some(snapshot) = self.shared.latest() else {
             return sleep(NOTHING_YET).await;
         };
-        let now = SystemTime::now();
+        let now = self.shared.clock.now().time;
         let life = snapshot
             .not_after
             .duration_since(snapshot.not_before)

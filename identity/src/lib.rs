@@ -22,6 +22,7 @@ pub use spiffe::{SpiffeId, TrustDomain};
 #[cfg(feature = "authority")]
 pub mod authority;
 mod chain;
+mod clock;
 mod config;
 mod error;
 mod follow;
@@ -35,6 +36,7 @@ mod stats;
 mod tls;
 
 pub use chain::PeerError;
+pub use clock::Doubt;
 pub use error::IdentityError;
 pub use manager::{SvidConfig, SvidManager};
 pub use peer::{Lease, Peer};

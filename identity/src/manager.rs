@@ -85,6 +85,22 @@ impl SvidManager {
         self.shared().current()
     }
 
+    /// The snapshot for a handshake: none is made while the wall clock is in doubt.
+    pub(crate) fn for_handshake(&self) -> Result<Arc<Snapshot>, IdentityError> {
+        let state = self.state();
+        match (state, self.current()) {
+            (state @ IdentityState::ClockInDoubt(_), _) | (state, None) => {
+                Err(IdentityError::NotReady(state))
+            }
+            (_, Some(snapshot)) => Ok(snapshot),
+        }
+    }
+
+    /// The time of day that certificates are judged by.
+    pub(crate) fn time(&self) -> SystemTime {
+        self.shared().clock.now().time
+    }
+
     /// How things stand.
     pub fn state(&self) -> IdentityState {
         self.shared().state()
@@ -97,7 +113,7 @@ impl SvidManager {
     }
 
     /// Level-triggered: the value changes with each new snapshot, and to `None` on withdrawal and
-    /// expiry. It also counts as changed when the wall clock has jumped ahead of the leases'.
+    /// expiry. It also counts as changed when the time of day has jumped ahead of the leases' clock.
     pub fn snapshots(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
         self.shared().snapshot.subscribe()
     }
@@ -195,17 +211,25 @@ fn follower_ended(shared: &Shared, error: &JoinError) {
 }
 
 async fn look_after(shared: &Shared) {
-    let mut clocks = Clocks::read();
+    let mut clocks = Clocks::of(shared.clock.now().time);
+    let mut doubted = None;
     loop {
         shared.expire();
-        if clocks.jumped() {
+        let now = shared.clock.now();
+        if doubted.is_some() && now.doubt.is_none() {
+            tracing::info!("the wall clock is no longer in doubt");
+        }
+        doubted = now.doubt;
+        if clocks.jumped_at(now.time) {
             tracing::info!(
-                "the wall clock has jumped ahead, or the machine slept; peers are checked again"
+                "the machine slept, or the wall clock was set right; peers are checked again"
             );
             shared.look_again();
         }
-        if let Some(report) = shared.due_report() {
-            tracing::warn!("{report}");
+        match shared.due_report() {
+            Some(report) if doubted.is_some() => tracing::error!("{report}"),
+            Some(report) => tracing::warn!("{report}"),
+            None => {}
         }
         let look = Instant::now() + LOOK;
         let end = shared.latest().map_or(look, |snapshot| snapshot.deadline());
@@ -213,26 +237,27 @@ async fn look_after(shared: &Shared) {
     }
 }
 
-/// Both clocks at one moment. The one that leases go by stands still while a machine sleeps, and
-/// does not follow a wall clock that is set right: certificates may have ended meanwhile.
+/// The time of day and the leases' clock at one moment. The latter stands still while a machine
+/// sleeps, and does not follow a wall clock that is set right: certificates may have ended
+/// meanwhile.
 struct Clocks {
-    wall: SystemTime,
-    steady: Instant,
+    day: SystemTime,
+    leases: Instant,
 }
 
 impl Clocks {
-    fn read() -> Self {
+    fn of(day: SystemTime) -> Self {
         Self {
-            wall: SystemTime::now(),
-            steady: Instant::now(),
+            day,
+            leases: Instant::now(),
         }
     }
 
-    /// Whether the wall clock is farther ahead of the other than it was last time.
-    fn jumped(&mut self) -> bool {
-        let now = Self::read();
-        let by_wall = now.wall.duration_since(self.wall).unwrap_or_default();
-        let ahead = by_wall.saturating_sub(now.steady - self.steady);
+    /// Whether the time of day is farther ahead of the other clock than it was last time.
+    fn jumped_at(&mut self, day: SystemTime) -> bool {
+        let now = Self::of(day);
+        let by_day = now.day.duration_since(self.day).unwrap_or_default();
+        let ahead = by_day.saturating_sub(now.leases - self.leases);
         *self = now;
         ahead > JUMP
     }
@@ -245,13 +270,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_wall_clock_that_jumped_ahead_is_noticed_once() {
-        let mut clocks = Clocks::read();
-        assert!(!clocks.jumped());
-        clocks.wall -= Duration::from_secs(60);
-        assert!(clocks.jumped());
-        assert!(!clocks.jumped());
-        clocks.wall += Duration::from_secs(60);
-        assert!(!clocks.jumped());
+        let now = SystemTime::now();
+        let mut clocks = Clocks::of(now);
+        assert!(!clocks.jumped_at(now));
+        assert!(clocks.jumped_at(now + Duration::from_secs(60)));
+        assert!(!clocks.jumped_at(now + Duration::from_secs(60)));
+        assert!(!clocks.jumped_at(now));
     }
 
     #[tokio::test(start_paused = true)]

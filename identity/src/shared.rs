@@ -1,5 +1,5 @@
 //! What the follower writes and everyone reads.
-use crate::{IdentityState, Snapshot, stats::Counters};
+use crate::{IdentityState, Snapshot, clock::Clock, stats::Counters};
 use spiffe::{X509BundleSet, X509Svid};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
@@ -14,6 +14,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(15);
 /// The latest snapshot and how things stand.
 pub(crate) struct Shared {
     pub(crate) hint: Option<String>,
+    pub(crate) clock: Clock,
     pub(crate) counters: Counters,
     pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     status: Mutex<Status>,
@@ -31,6 +32,7 @@ impl Shared {
     pub(crate) fn new(hint: Option<String>) -> Self {
         Self {
             hint,
+            clock: Clock::new(),
             counters: Counters::default(),
             snapshot: watch::Sender::new(None),
             status: Mutex::default(),
@@ -52,12 +54,15 @@ impl Shared {
     }
 
     pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
-        let (wall, now) = (SystemTime::now(), Instant::now());
+        let (wall, now) = (self.clock.now().time, Instant::now());
         self.latest()
             .filter(|snapshot| !snapshot.is_over(wall, now))
     }
 
     pub(crate) fn state(&self) -> IdentityState {
+        if let Some(doubt) = self.clock.now().doubt {
+            return IdentityState::ClockInDoubt(doubt);
+        }
         if self.current().is_some() {
             return IdentityState::Ready;
         }
@@ -82,8 +87,11 @@ impl Shared {
             return Ok(());
         }
         let generation = self.counters.generations.load(Relaxed) + 1;
-        let snapshot = Snapshot::build(generation, Arc::clone(svid), Arc::clone(bundles))?;
-        let over = snapshot.is_over(SystemTime::now(), Instant::now());
+        let mut snapshot = Snapshot::build(generation, Arc::clone(svid), Arc::clone(bundles))?;
+        self.clock.issued(snapshot.not_before, snapshot.not_after);
+        let now = self.clock.now().time;
+        snapshot.arrived(now);
+        let over = snapshot.is_over(now, Instant::now());
         self.status().expired = over;
         if over {
             // Also the fault of a clock; the next look at the agent may find it set right.
@@ -123,7 +131,7 @@ impl Shared {
 
     /// Takes the snapshot away once it has ended, so that followers hear of it.
     pub(crate) fn expire(&self) {
-        let (wall, now) = (SystemTime::now(), Instant::now());
+        let (wall, now) = (self.clock.now().time, Instant::now());
         if self.remove_if(|snapshot| snapshot.is_over(wall, now)) {
             self.status().expired = true;
         }
@@ -165,6 +173,7 @@ impl Shared {
             (IdentityState::Ready, _) => {
                 format!("SVID renewal fails and the last good SVID is kept: {wrong}")
             }
+            (IdentityState::ClockInDoubt(_), _) => wrong.to_string(),
             (_, Some(renewal)) => format!("no SVID: {wrong}; renewal fails: {renewal}"),
             (_, None) => format!("no SVID: {wrong}"),
         })

@@ -72,10 +72,6 @@ impl Snapshot {
                 "the bundle of the SVID's own trust domain holds no usable authority".into(),
             );
         }
-        let left = leaf
-            .not_after
-            .duration_since(SystemTime::now())
-            .unwrap_or_default();
         Ok(Self {
             generation,
             spiffe_id: leaf.spiffe_id,
@@ -83,12 +79,18 @@ impl Snapshot {
             not_before: leaf.not_before,
             serial: leaf.serial,
             hint: svid.hint().map(str::to_owned),
-            deadline: Instant::now() + left,
+            deadline: Instant::now(),
             certified_key: certified_key(chain, svid.private_key().as_bytes())?,
             trust,
             svid,
             bundles,
         })
+    }
+
+    /// It arrived now, at this time of day.
+    pub(crate) fn arrived(&mut self, now: SystemTime) {
+        let left = self.not_after.duration_since(now).unwrap_or_default();
+        self.deadline = Instant::now() + left;
     }
 
     /// Whether this is the same material.
@@ -305,7 +307,9 @@ mod tests {
     fn snapshot(own: &Minted, bundles: Vec<X509Bundle>) -> Result<Snapshot, String> {
         let svid = X509Svid::parse_from_der(&own.chain_der.concat(), &own.key_pkcs8_der).unwrap();
         let bundles: X509BundleSet = bundles.into_iter().collect();
-        Snapshot::build(1, Arc::new(svid), Arc::new(bundles))
+        let mut snapshot = Snapshot::build(1, Arc::new(svid), Arc::new(bundles))?;
+        snapshot.arrived(SystemTime::now());
+        Ok(snapshot)
     }
 
     /// What both sides say to a peer; they say the same.

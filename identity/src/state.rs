@@ -1,4 +1,5 @@
 //! How the manager stands with the Workload API.
+use crate::clock::Doubt;
 use std::fmt;
 
 /// How the manager stands with the Workload API, told apart for people, metrics and readiness.
@@ -28,6 +29,8 @@ pub enum IdentityState {
     Ready,
     /// The last good SVID has expired.
     Expired,
+    /// The wall clock cannot be believed: nobody can be verified.
+    ClockInDoubt(Doubt),
 }
 
 impl IdentityState {
@@ -41,6 +44,7 @@ impl IdentityState {
             Self::NoSuchHint { .. } => "no_such_hint",
             Self::Ready => "ready",
             Self::Expired => "expired",
+            Self::ClockInDoubt(_) => "clock_in_doubt",
         }
     }
 }
@@ -67,6 +71,11 @@ impl fmt::Display for IdentityState {
             Self::Expired => f.write_str(
                 "the SVID has expired and no new one came; check the SPIRE agent, its server, and \
                  the clocks of both",
+            ),
+            Self::ClockInDoubt(doubt) => write!(
+                f,
+                "the wall clock is in doubt ({doubt}): no new connection is made or taken until it \
+                 is set right, or a new SVID goes with it"
             ),
         }
     }

@@ -103,7 +103,7 @@ impl ClientTls {
     pub fn config(
         &self,
     ) -> Result<(Arc<ClientConfig>, watch::Receiver<Option<Peer>>), IdentityError> {
-        self.inner.snapshot()?;
+        self.inner.manager.for_handshake()?;
         let (seen, receiver) = watch::channel(None);
         let side = ClientSide {
             material: Material::Live(Box::new(Live {
@@ -210,7 +210,7 @@ impl<C> Side<C> {
         &self,
         build: impl FnOnce(&Self, Arc<Snapshot>) -> Result<C, rustls::Error>,
     ) -> Result<(Arc<Snapshot>, Arc<C>), IdentityError> {
-        let snapshot = self.snapshot()?;
+        let snapshot = self.manager.for_handshake()?;
         if let Some((generation, config)) = self.cached.load().as_deref()
             && *generation == snapshot.generation
         {
@@ -235,11 +235,14 @@ impl<C> Side<C> {
     ) -> Result<(), TlsError> {
         let snapshot = self.snapshot()?;
         // The lease goes by a clock that stands still while the machine sleeps.
-        if SystemTime::now() >= peer.own_not_after {
+        let now = self.manager.time();
+        if now >= peer.own_not_after {
             return Err(TlsError::OwnEnded);
         }
+        let now = now.duration_since(SystemTime::UNIX_EPOCH);
+        let now = UnixTime::since_unix_epoch(now.unwrap_or_default());
         let (leaf, intermediates) = chain.split_first().ok_or_else(nothing_shown)?;
-        let peer = verify(&snapshot, leaf, intermediates, UnixTime::now())
+        let peer = verify(&snapshot, leaf, intermediates, now)
             .map_err(|e| TlsError::Peer(e.to_string()))?;
         if self.policy.load().admits(&peer.spiffe_id) {
             Ok(())

@@ -39,7 +39,7 @@ pub use mosquitto::Mosquitto;
 pub use power::{Disk, Told, Unsynced};
 pub use process::{Process, binary, free_port};
 pub use proxy::{Link, Proxy};
-pub use records::{JournalRow, audit, journal, metric};
+pub use records::{JournalRow, audit, journal, metric, status_of};
 pub use robots::{SimRobot, grpc_robot, mqtt_robot};
 pub use shim::{Errno, Shim};
 pub use verdict::{Fate, Verdict, fates};

@@ -57,6 +57,11 @@ pub fn audit(path: &Path) -> Vec<Value> {
         .collect()
 }
 
+/// Status and body of `/readyz`; status 0 where nobody answers.
+pub async fn status_of(health: u16) -> (u16, String) {
+    get(health, "/readyz").await.unwrap_or_default()
+}
+
 /// The whole of `/metrics`.
 async fn metrics(admin: u16) -> String {
     let (status, text) = get(admin, "/metrics").await.expect("an answer");

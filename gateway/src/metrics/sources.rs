@@ -134,7 +134,7 @@ impl Page<'_> {
     }
 
     fn identity(&mut self, identity: &IdentitySample) -> fmt::Result {
-        const STATES: [&str; 7] = [
+        const STATES: [&str; 8] = [
             "starting",
             "no_socket",
             "refused",
@@ -142,6 +142,7 @@ impl Page<'_> {
             "no_such_hint",
             "ready",
             "expired",
+            "clock_in_doubt",
         ];
         let mut states = self.family(
             MetricType::Gauge,

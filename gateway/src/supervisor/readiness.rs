@@ -27,6 +27,7 @@ pub(super) async fn identity(manager: SvidManager, component: Component) {
         }
         match manager.state() {
             IdentityState::Ready => component.ready(),
+            state @ IdentityState::ClockInDoubt(_) => component.not_ready(state),
             state if manager.current().is_none() => component.not_ready(state),
             // The last good SVID still serves.
             _ => component.ready(),
