@@ -11,6 +11,7 @@
     reason = "these are tests, spread over files"
 )]
 
+mod agent;
 mod caller;
 mod config;
 mod disk;
@@ -28,6 +29,7 @@ mod shim;
 mod verdict;
 mod watch;
 
+pub use agent::Agent;
 pub use caller::{Caller, mission, stop};
 pub use config::{Config, Ports};
 pub use disk::SmallDisk;

@@ -96,6 +96,11 @@ impl Mosquitto {
         lock(&self.process).kill();
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        lock(&self.process).signal(signal);
+    }
+
     /// Starts it again and waits until it listens.
     pub async fn restart(&self) {
         *lock(&self.process) = spawn(&self.dir);

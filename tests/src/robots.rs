@@ -10,6 +10,7 @@ use portarium_gateway::dev::{
     },
 };
 use portarium_protocols::grpc::ALPN;
+use rustix::process::Signal;
 use std::{
     path::{Path, PathBuf},
     process::{ChildStdin, Command, Stdio},
@@ -130,6 +131,11 @@ impl SimRobot {
     /// `kill -9`
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Starts it again, without its memory, and waits until it is ready.

@@ -288,7 +288,7 @@ async fn a_gateway_says_why_it_does_not_start_where_it_cannot_write() {
     let dir = dir.path();
     let identities = Identities::start(dir, &[]).await;
     let config = Config::new(dir, &identities);
-    for (what, words) in [("full", "cannot open it"), ("read-only", "cannot open it")] {
+    for what in ["full", "read-only"] {
         let disk = SmallDisk::new(1);
         match what {
             "full" => disk.fill(),

@@ -228,9 +228,7 @@ async fn what_was_told_survives_a_power_cut_at_any_moment() {
     let points = scaled(100);
     let dir = tempfile::tempdir().unwrap();
     let shim = Shim::build(dir.path()).recording();
-    let time =
-        Duration::from_secs(u64::try_from(points).unwrap() / 10).max(Duration::from_secs(15));
-    record(&shim, dir.path(), time.min(Duration::from_secs(60))).await;
+    record(&shim, dir.path(), if long() { 150 } else { 50 } << 20).await;
 
     let mut disk = Disk::before(&shim.record());
     let mut cuts: Vec<usize> = (0..points)
