@@ -99,10 +99,15 @@ actions = ["*"]
     /// A broker of this name on a port of this machine, with the broker's identity of
     /// [`Identities`].
     pub fn broker(self, name: &str, port: u16) -> Self {
+        self.broker_at(name, "localhost", port)
+    }
+
+    /// As [`Self::broker`], somewhere else.
+    pub fn broker_at(self, name: &str, host: &str, port: u16) -> Self {
         self.text(&format!(
             r#"
 [mqtt.{name}]
-address = "localhost:{port}"
+address = "{host}:{port}"
 peers = ["{}"]
 "#,
             spiffe_id(hints::BROKER)
@@ -120,10 +125,15 @@ peers = ["{}"]
 
     /// A robot that serves gRPC on a port of this machine, with its own identity.
     pub fn grpc_robot(self, id: &str, port: u16, more: &str) -> Self {
+        self.grpc_robot_at(id, "localhost", port, more)
+    }
+
+    /// As [`Self::grpc_robot`], somewhere else.
+    pub fn grpc_robot_at(self, id: &str, host: &str, port: u16, more: &str) -> Self {
         let peer = spiffe_id(id);
         self.robot(
             id,
-            &format!("adapter = \"grpc\"\naddress = \"localhost:{port}\"\npeers = [\"{peer}\"]"),
+            &format!("adapter = \"grpc\"\naddress = \"{host}:{port}\"\npeers = [\"{peer}\"]"),
             more,
         )
     }

@@ -1,6 +1,6 @@
 //! Debian's broker, with an ACL by identity.
 
-use crate::{Identities, Process, free_port, hints, until};
+use crate::{Identities, Place, Process, free_port, hints, until};
 use portarium_identity::{Snapshot, SvidManager};
 use rustix::process::Signal;
 use std::{
@@ -41,6 +41,7 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 pub struct Mosquitto {
     /// Where it listens.
     pub port: u16,
+    place: Place,
     dir: PathBuf,
     process: Arc<Mutex<Process>>,
     rotations: Arc<AtomicU64>,
@@ -54,15 +55,21 @@ impl Mosquitto {
     /// clients that are away for the moment still point to: it crashes when it next has something
     /// for such a one. Where clients are killed, its certificate therefore stays.
     pub async fn start(dir: &Path, identities: &Identities) -> Self {
+        Self::start_at(Place::default(), dir, identities).await
+    }
+
+    /// As [`Self::start`], somewhere else.
+    pub async fn start_at(place: Place, dir: &Path, identities: &Identities) -> Self {
         let svid = identities.lasting(hints::BROKER, LONG);
-        Self::with(dir, |dir| svid.write(dir)).await
+        Self::with(place, dir, |dir| svid.write(dir)).await
     }
 
     /// Started, and listening, with an SVID that is renewed as the authority renews it.
     pub async fn rotating(dir: &Path, identities: &Identities) -> Self {
         let manager = identities.manager(hints::BROKER).await;
         let first = manager.ready().await;
-        let mut broker = Self::with(dir, |dir| Files::of(&first).write(dir)).await;
+        let mut broker =
+            Self::with(Place::default(), dir, |dir| Files::of(&first).write(dir)).await;
         let follower = follow(
             broker.dir.clone(),
             manager,
@@ -73,16 +80,17 @@ impl Mosquitto {
         broker
     }
 
-    async fn with(dir: &Path, write_svid: impl FnOnce(&Path)) -> Self {
+    async fn with(place: Place, dir: &Path, write_svid: impl FnOnce(&Path)) -> Self {
         let dir = dir.join("mosquitto");
         fs::create_dir_all(&dir).unwrap();
         let port = free_port();
         write_svid(&dir);
         fs::write(dir.join("acl"), ACL).unwrap();
-        fs::write(dir.join("mosquitto.conf"), settings(&dir, port)).unwrap();
+        fs::write(dir.join("mosquitto.conf"), settings(&dir, &place, port)).unwrap();
         let broker = Self {
             port,
-            process: Arc::new(Mutex::new(spawn(&dir))),
+            process: Arc::new(Mutex::new(spawn(&place, &dir))),
+            place,
             dir,
             rotations: Arc::default(),
             follower: None,
@@ -103,7 +111,7 @@ impl Mosquitto {
 
     /// Starts it again and waits until it listens.
     pub async fn restart(&self) {
-        *lock(&self.process) = spawn(&self.dir);
+        *lock(&self.process) = spawn(&self.place, &self.dir);
         self.listening().await;
     }
 
@@ -114,7 +122,8 @@ impl Mosquitto {
 
     async fn listening(&self) {
         until("mosquitto to listen", async || {
-            TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+            let address = (self.place.host.as_str(), self.port);
+            TcpStream::connect(address).await.is_ok()
         })
         .await;
     }
@@ -132,7 +141,7 @@ fn lock(process: &Mutex<Process>) -> std::sync::MutexGuard<'_, Process> {
     process.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn spawn(dir: &Path) -> Process {
+fn spawn(place: &Place, dir: &Path) -> Process {
     let program = [
         "/usr/sbin/mosquitto",
         "/usr/local/sbin/mosquitto",
@@ -142,20 +151,21 @@ fn spawn(dir: &Path) -> Process {
     .into_iter()
     .find(|path| path.exists())
     .expect("mosquitto is to be installed: tests/run does it");
-    Process::start(
+    Process::start_behind(
+        &place.prefix,
         program,
         ["-c".as_ref(), dir.join("mosquitto.conf").as_os_str()],
         &dir.join("log"),
     )
 }
 
-fn settings(dir: &Path, port: u16) -> String {
-    let dir = dir.display();
+fn settings(dir: &Path, place: &Place, port: u16) -> String {
+    let (dir, listen) = (dir.display(), place.listen());
     // Otherwise it runs as its own user, who cannot read what the test's user wrote.
     let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
     format!(
         "user {user}\n\
-         listener {port} 127.0.0.1\n\
+         listener {port} {listen}\n\
          require_certificate true\n\
          cafile {dir}/bundle.pem\n\
          certfile {dir}/svid.pem\n\

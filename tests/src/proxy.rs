@@ -6,11 +6,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
     task::JoinHandle,
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 
 /// A handshake may take this long; SVIDs that arrive meanwhile may be the ones presented.
@@ -143,4 +146,68 @@ impl Passage {
             self.links.lock().unwrap()[number].not_after = first;
         }
     }
+}
+
+/// A line that takes its time: what is sent arrives so much later, in order and complete.
+pub struct SlowLine {
+    /// Where it listens.
+    pub port: u16,
+    task: JoinHandle<()>,
+}
+
+impl SlowLine {
+    /// To this port of this machine.
+    pub async fn start(to: u16, delay: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else {
+                        return;
+                    };
+                    near.set_nodelay(true).unwrap();
+                    far.set_nodelay(true).unwrap();
+                    let (from_near, to_near) = near.into_split();
+                    let (from_far, to_far) = far.into_split();
+                    tokio::join!(
+                        carry(from_near, to_far, delay),
+                        carry(from_far, to_near, delay)
+                    );
+                });
+            }
+        });
+        Self { port, task }
+    }
+}
+
+impl Drop for SlowLine {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+    let (sender, mut under_way) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    let arrive = async move {
+        while let Some((at, bytes)) = under_way.recv().await {
+            sleep_until(at).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+        sleep(delay).await;
+        let _ = to.shutdown().await;
+    };
+    let depart = async move {
+        let mut bytes = vec![0; 16 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+            let at = Instant::now() + delay;
+            if sender.send((at, bytes[..count].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(arrive, depart);
 }

@@ -1,6 +1,6 @@
 //! Robots: in the test's own process, and as processes that can be killed.
 
-use crate::{Identities, Process, binary, hints, identities::only, soon, spiffe_id};
+use crate::{Identities, Place, Process, binary, hints, identities::only, soon, spiffe_id};
 use portarium_gateway::dev::{
     broker::client_id_prefix,
     robot::{
@@ -59,6 +59,7 @@ pub async fn grpc_robot(
 /// A robot in a process of its own: what it did stands in a file, whatever kills it.
 pub struct SimRobot {
     process: Process,
+    place: Place,
     command: Vec<String>,
     dir: PathBuf,
     id: String,
@@ -68,6 +69,18 @@ pub struct SimRobot {
 impl SimRobot {
     /// An MQTT robot; `more` are further arguments of `sim-robot`.
     pub async fn mqtt(
+        dir: &Path,
+        identities: &Identities,
+        broker: u16,
+        id: &str,
+        more: &[&str],
+    ) -> Self {
+        Self::mqtt_at(Place::default(), dir, identities, broker, id, more).await
+    }
+
+    /// As [`Self::mqtt`], somewhere else, with the broker.
+    pub async fn mqtt_at(
+        place: Place,
         dir: &Path,
         identities: &Identities,
         broker: u16,
@@ -85,7 +98,7 @@ impl SimRobot {
             "--tenant",
             TENANT,
         ];
-        Self::start(dir, identities, id, &arguments, more).await
+        Self::start(place, dir, identities, id, &arguments, more).await
     }
 
     /// A robot that serves gRPC on this port.
@@ -96,13 +109,26 @@ impl SimRobot {
         id: &str,
         more: &[&str],
     ) -> Self {
-        let listen = format!("127.0.0.1:{port}");
+        Self::grpc_at(Place::default(), dir, identities, port, id, more).await
+    }
+
+    /// As [`Self::grpc`], somewhere else.
+    pub async fn grpc_at(
+        place: Place,
+        dir: &Path,
+        identities: &Identities,
+        port: u16,
+        id: &str,
+        more: &[&str],
+    ) -> Self {
+        let listen = format!("{}:{port}", place.listen());
         let gateway = spiffe_id(hints::GATEWAY);
         let arguments = ["grpc", "--listen", &listen, "--peer", &gateway];
-        Self::start(dir, identities, id, &arguments, more).await
+        Self::start(place, dir, identities, id, &arguments, more).await
     }
 
     async fn start(
+        place: Place,
         dir: &Path,
         identities: &Identities,
         id: &str,
@@ -116,9 +142,10 @@ impl SimRobot {
         ];
         let all = [first, &common, more].concat();
         let command: Vec<String> = all.into_iter().map(str::to_owned).collect();
-        let (process, input) = spawn(dir, id, &command);
+        let (process, input) = spawn(&place, dir, id, &command);
         let robot = Self {
             process,
+            place,
             command,
             dir: dir.to_owned(),
             id: id.to_owned(),
@@ -141,7 +168,7 @@ impl SimRobot {
     /// Starts it again, without its memory, and waits until it is ready.
     pub async fn restart(&mut self) {
         let starts = self.starts();
-        let (process, input) = spawn(&self.dir, &self.id, &self.command);
+        let (process, input) = spawn(&self.place, &self.dir, &self.id, &self.command);
         self.process = process;
         self.input = input;
         self.ready(starts + 1).await;
@@ -166,10 +193,11 @@ fn log_file(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.executions"))
 }
 
-fn spawn(dir: &Path, id: &str, arguments: &[String]) -> (Process, ChildStdin) {
+fn spawn(place: &Place, dir: &Path, id: &str, arguments: &[String]) -> (Process, ChildStdin) {
     let program = binary("sim-robot");
     // It ends with its input, so it needs no other care.
-    let mut command = Command::new(&program);
+    let mut command = Command::new("env");
+    command.args(&place.prefix).arg(&program);
     command.args(arguments).stdin(Stdio::piped());
     let mut process = Process::spawn(command, &program, &dir.join(format!("{id}.log")));
     let input = process.input();
