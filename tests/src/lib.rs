@@ -28,6 +28,7 @@ mod records;
 mod robots;
 mod shim;
 mod verdict;
+mod vitals;
 mod watch;
 
 pub use agent::Agent;
@@ -47,6 +48,7 @@ pub use records::{JournalRow, audit, journal, metric, status_of};
 pub use robots::{SimRobot, grpc_robot, mqtt_robot};
 pub use shim::{Errno, Shim};
 pub use verdict::{Fate, Verdict, fates};
+pub use vitals::{Vitals, rise};
 pub use watch::Watch;
 
 use std::{

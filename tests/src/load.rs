@@ -1,7 +1,7 @@
 //! Callers that send missions without end, and an operator who looks after robots that are held.
 
 use crate::{Caller, mission, since};
-use portarium_gateway::dev::robot::{ExecutionLog, LogEvent};
+use portarium_gateway::dev::robot::{ExecutionLog, LogEntry, LogEvent};
 use portarium_protocols::{grpc::pb, mission::MissionStatus};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -129,9 +129,19 @@ pub struct Operator {
 impl Operator {
     /// Begins.
     pub fn start(caller: Caller, robots: &[&str], log: &ExecutionLog) -> Self {
+        let log = log.clone();
+        Self::looking(caller, robots, move || log.entries())
+    }
+
+    /// Begins, with other eyes on what robots did.
+    pub fn looking(
+        caller: Caller,
+        robots: &[&str],
+        look: impl Fn() -> Vec<LogEntry> + Send + 'static,
+    ) -> Self {
         let resolved = Arc::default();
         let robots = robots.iter().map(|robot| (*robot).to_owned()).collect();
-        let task = tokio::spawn(resolve(caller, robots, log.clone(), Arc::clone(&resolved)));
+        let task = tokio::spawn(resolve(caller, robots, look, Arc::clone(&resolved)));
         Self { resolved, task }
     }
 
@@ -150,7 +160,7 @@ impl Drop for Operator {
 async fn resolve(
     caller: Caller,
     robots: Vec<String>,
-    log: ExecutionLog,
+    look: impl Fn() -> Vec<LogEntry> + Send + 'static,
     resolved: Arc<Mutex<BTreeSet<String>>>,
 ) {
     let began = Instant::now();
@@ -166,7 +176,7 @@ async fn resolve(
                 if first.elapsed() < OPERATOR_LOOKS {
                     continue;
                 }
-                let ended = log.entries().into_iter().find(|entry| {
+                let ended = look().into_iter().find(|entry| {
                     entry.event == LogEvent::MotionEnd && entry.mission.as_str() == mission
                 });
                 let end = match ended.and_then(|entry| entry.outcome) {

@@ -179,6 +179,12 @@ impl SimRobot {
         ExecutionLog::read(&log_file(&self.dir, &self.id)).unwrap()
     }
 
+    /// Reads what it did, while the test does something else with it.
+    pub fn log_reader(&self) -> impl Fn() -> Vec<LogEntry> + Clone + Send + use<> {
+        let file = log_file(&self.dir, &self.id);
+        move || ExecutionLog::read(&file).unwrap()
+    }
+
     fn starts(&self) -> usize {
         let output = self.process.output();
         output.lines().filter(|line| *line == "ready").count()
