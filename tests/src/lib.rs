@@ -125,6 +125,17 @@ pub fn spread(samples: &[Duration]) -> String {
     text
 }
 
+/// Panics where stops were not answered in time: 20 ms of waiting for the disk or a robot's word, and
+/// what a shared machine adds, which is seldom much.
+pub fn assert_prompt(stops: &[Duration]) {
+    let mut sorted = stops.to_vec();
+    sorted.sort();
+    let most = sorted[(sorted.len() - 1) * 9 / 10];
+    assert!(most < Duration::from_millis(250), "{}", spread(stops));
+    let slowest = sorted[sorted.len() - 1];
+    assert!(slowest < Duration::from_secs(1), "{}", spread(stops));
+}
+
 /// Prints a figure of the test, in a form that `tests/run` collects.
 pub fn figure(test: &str, what: &str) {
     println!("FIGURE {test}: {what}");

@@ -10,8 +10,8 @@
 use portarium_gateway::dev::robot::LogEvent;
 use portarium_protocols::grpc::pb::DispatchStatus;
 use portarium_tests::{
-    Config, Errno, Fate, GatewayProcess, House, INSISTENCE, Identities, Shim, SmallDisk, fates,
-    figure, init, mission, scaled, spread, stop, until,
+    Config, Errno, Fate, GatewayProcess, House, INSISTENCE, Identities, Shim, SmallDisk,
+    assert_prompt, fates, figure, init, mission, scaled, spread, stop, until,
 };
 use std::{
     ffi::OsString,
@@ -24,10 +24,8 @@ const ROBOTS: [&str; 2] = ["m", "g"];
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
 
-/// How long the answer to a stop may take: 20 ms of waiting for the disk, and a shared machine.
-const STOP_BOUND: Duration = Duration::from_millis(250);
 /// How long until the robot stands still.
-const STANDS: Duration = Duration::from_millis(500);
+const STANDS: Duration = Duration::from_secs(1);
 
 /// What a caller hears of a mission that cannot be made durable.
 enum Told {
@@ -114,8 +112,7 @@ async fn lives_through(
     }
     // Long enough for what waits to be sent, were it not for the stop.
     sleep(Duration::from_millis(500)).await;
-    let slowest = *took.iter().max().unwrap();
-    assert!(slowest < STOP_BOUND, "a stop took {slowest:?}");
+    assert_prompt(&took);
     let moved = |name: &str| {
         let entries = house.log.entries();
         entries
@@ -272,8 +269,7 @@ async fn commits_of_two_seconds_hold_up_no_stop_and_lose_nothing() {
         ),
     );
     verdict.assert_good();
-    let slowest = *took.iter().max().unwrap();
-    assert!(slowest < STOP_BOUND, "a stop took {slowest:?}");
+    assert_prompt(&took);
     let slowest = *accepted.iter().max().unwrap();
     assert!(slowest < 3 * slow, "a dispatch took {slowest:?}");
     assert!(accepted.iter().all(|took| *took >= slow), "{accepted:?}");

@@ -105,7 +105,7 @@ async fn what_is_halted_and_goes_on_costs_no_mission_and_gets_the_stop_that_it_m
                 back.elapsed().as_secs_f64()
             ),
         );
-        assert!(took < Duration::from_millis(250), "{took:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
         names.push(running);
     }
     let verdict = fates(&names, &[m.log(), g.log()].concat(), &watch.all());

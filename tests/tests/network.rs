@@ -11,8 +11,8 @@ use portarium_gateway::dev::robot::{ExecutionLog, RobotConfig, mqtt::StatusTopic
 use portarium_protocols::grpc::pb::DispatchStatus;
 use portarium_tests::{
     Caller, Config, Fate, Fault, GatewayProcess, INSISTENCE, Identities, Load, Mosquitto, Network,
-    Operator, SimRobot, SlowLine, Watch, fates, figure, free_port, grpc_robot, hints,
-    in_a_network_of_its_own, init, mission, mqtt_robot, scaled, spread, stop,
+    Operator, SimRobot, SlowLine, Watch, assert_prompt, fates, figure, free_port, grpc_robot,
+    hints, in_a_network_of_its_own, init, mission, mqtt_robot, scaled, spread, stop,
 };
 use std::{
     sync::Arc,
@@ -22,8 +22,6 @@ use tokio::time::sleep;
 
 const ROBOTS: [&str; 2] = ["m", "g"];
 const SHORT: Duration = Duration::from_millis(40);
-/// The answer to a stop waits for nobody for longer than 20 ms; the rest is the machine's.
-const STOP_BOUND: Duration = Duration::from_millis(250);
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto, nft and root: run by tests/run"]
@@ -139,8 +137,7 @@ async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_n
                 },
             ),
         );
-        let slowest = *took.iter().max().unwrap();
-        assert!(slowest < STOP_BOUND, "{slowest:?}");
+        assert_prompt(&took);
         assert!(obeyed < Duration::from_secs(10), "{obeyed:?}");
     }
     let verdict = fates(&names, &[m.log(), g.log()].concat(), &watch.all());
@@ -239,9 +236,8 @@ async fn a_network_of_200_ms_costs_no_mission_and_holds_up_no_stop_on_this_side_
     verdict.assert_good();
     assert_eq!(verdict.count(Fate::Done), names.len(), "{verdict:?}");
     assert!(operator.resolved().is_empty());
-    let slowest = *took.iter().max().unwrap();
-    assert!(slowest < STOP_BOUND, "{slowest:?}");
-    // One way, the robot's own 20 ms, and a shared machine.
-    let slowest = *stood.iter().max().unwrap();
-    assert!(slowest < 2 * slow + STOP_BOUND, "{slowest:?}");
+    assert_prompt(&took);
+    // One way, the robot's own 20 ms, and what a shared machine adds.
+    stood.sort();
+    assert!(stood[stood.len() / 2] < 2 * slow, "{}", spread(&stood));
 }
