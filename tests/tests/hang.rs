@@ -112,11 +112,10 @@ async fn what_is_halted_and_goes_on_costs_no_mission_and_gets_the_stop_that_it_m
     figure(
         "hang",
         &format!(
-            "halted: {}: {} missions acknowledged: {:?}; {} calls failed and were made again",
+            "halted: {}: {} missions acknowledged: {:?}",
             halted.join(", "),
             names.len(),
-            verdict.counts,
-            caller.failed()
+            verdict.counts
         ),
     );
     verdict.assert_good();

@@ -144,11 +144,10 @@ async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_n
     figure(
         "network",
         &format!(
-            "{}: {} missions acknowledged: {:?}; {} calls failed and were made again",
+            "{}: {} missions acknowledged: {:?}",
             told.join(", "),
             names.len(),
-            verdict.counts,
-            caller.failed()
+            verdict.counts
         ),
     );
     verdict.assert_good();

@@ -187,12 +187,11 @@ async fn hours_of_missions_and_faults_leave_memory_files_threads_and_journal_as_
     figure(
         "soak",
         &format!(
-            "{} s, {faults:?}: {} missions acknowledged: {:?}; {} of unknown outcome; {} calls failed and were made again",
+            "{} s, {faults:?}: {} missions acknowledged: {:?}; {} of unknown outcome",
             time.as_secs(),
             names.len(),
             verdict.counts,
-            operator.resolved().len(),
-            caller.failed()
+            operator.resolved().len()
         ),
     );
     let seen = seen.lock().unwrap().clone();
