@@ -112,7 +112,7 @@ impl JournalError {
     pub(super) fn opening(path: &std::path::Path, source: rusqlite::Error) -> Self {
         use rusqlite::{
             Error,
-            ErrorCode::{DatabaseCorrupt, NotADatabase},
+            ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown},
         };
         let damaged = match &source {
             Error::FromSqlConversionFailure(..)
@@ -120,9 +120,12 @@ impl JournalError {
             | Error::InvalidColumnType(..)
             | Error::Utf8Error(..)
             | Error::QueryReturnedNoRows => true,
+            // `Unknown` is SQLite's code for statements that it cannot carry out, and ours are always
+            // the same: then a table is not as we made it.
+            Error::SqlInputError { .. } => true,
             _ => matches!(
                 source.sqlite_error_code(),
-                Some(DatabaseCorrupt | NotADatabase)
+                Some(DatabaseCorrupt | NotADatabase | Unknown)
             ),
         };
         if !damaged {

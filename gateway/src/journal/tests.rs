@@ -194,6 +194,8 @@ async fn a_row_that_nobody_here_wrote_is_called_damage() {
         "UPDATE states SET status = 99 WHERE position = 2",
         "UPDATE missions SET command = '{}'",
         "UPDATE robots SET stop = 'x'",
+        "ALTER TABLE journal RENAME COLUMN head TO hfad",
+        "ALTER TABLE states RENAME TO stbtes",
     ] {
         let (_folder, path) = folder();
         let accepted = Append {
@@ -208,10 +210,9 @@ async fn a_row_that_nobody_here_wrote_is_called_damage() {
         let raw = Connection::open(&path).unwrap();
         raw.execute(change, []).unwrap();
         drop(raw);
-        assert!(
-            matches!(refusal(&path), JournalError::Damaged { .. }),
-            "{change}"
-        );
+        let refused = refusal(&path);
+        let damaged = matches!(refused, JournalError::Damaged { .. });
+        assert!(damaged, "{change}: {refused:?}");
     }
 }
 
