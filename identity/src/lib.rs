@@ -30,6 +30,8 @@ mod manager;
 mod peer;
 mod policy;
 mod shared;
+#[cfg(test)]
+mod simulator;
 mod snapshot;
 mod state;
 mod stats;

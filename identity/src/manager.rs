@@ -173,8 +173,11 @@ impl Drop for WithdrawOnDrop {
 }
 
 /// Keeps a follower running and looks after what goes by the clock.
-async fn supervise<F>(shared: Arc<Shared>, stop: CancellationToken, start: impl Fn() -> F)
-where
+pub(crate) async fn supervise<F>(
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    start: impl Fn() -> F,
+) where
     F: Future<Output = Infallible> + Send + 'static,
 {
     let _withdraw = WithdrawOnDrop(Arc::clone(&shared));
