@@ -56,16 +56,6 @@ pub(super) struct Script {
     most_at_once: usize,
 }
 
-impl Script {
-    /// From now on as without a script.
-    pub(super) fn clear(&mut self) {
-        self.dispatch.clear();
-        self.cancel.clear();
-        self.stop.clear();
-        self.reconcile.clear();
-    }
-}
-
 /// The wire and the robots behind it: they outlive the gateway's crashes.
 pub(super) struct Robots {
     start: Instant,

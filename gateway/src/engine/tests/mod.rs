@@ -11,6 +11,6 @@ mod make;
 mod recovery;
 mod registry;
 mod reports;
-mod seeds;
+mod simulator;
 mod stops;
 mod world;
