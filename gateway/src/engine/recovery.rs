@@ -62,6 +62,7 @@ pub(super) fn take_up(
         }
     }
     for robot in robots.values() {
+        robot.lock().keep_unanswered_stop();
         inner.drive(robot);
     }
     inner.robots.store(Arc::new(robots));

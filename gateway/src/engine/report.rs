@@ -143,9 +143,7 @@ impl RobotState {
         self.retry_at = None;
         self.stop.retry_at = None;
         self.unanswered.end();
-        if !self.stop.is_pending() {
-            self.stop.next = self.unanswered_stop();
-        }
+        self.keep_unanswered_stop();
         if let Some(active) = &mut self.active
             && matches!(
                 active.cancel,
@@ -153,6 +151,14 @@ impl RobotState {
             )
         {
             active.cancel = CancelPhase::Wanted(None);
+        }
+    }
+
+    /// Where none is to be sent, the one that was not answered is: after a start as well, since
+    /// nobody knows what became of it meanwhile.
+    pub(super) fn keep_unanswered_stop(&mut self) {
+        if !self.stop.is_pending() {
+            self.stop.next = self.unanswered_stop();
         }
     }
 
