@@ -15,6 +15,9 @@ use x509_parser::{
 /// The most certificates a peer may send: a leaf and the intermediates of nested authorities.
 const MAX_CHAIN: usize = 8;
 
+/// The longest SPIFFE ID, by SPIFFE's own limit.
+const MAX_ID_BYTES: usize = 2048;
+
 /// Why a peer is refused although its TLS is in order; found inside the rustls error of a failed
 /// handshake.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -106,9 +109,18 @@ fn single_spiffe_id(leaf: &X509Certificate<'_>) -> Result<SpiffeId, String> {
     if uris.next().is_some() {
         return Err("it has more than one URI SAN".into());
     }
+    if uri.len() > MAX_ID_BYTES {
+        return Err(format!(
+            "its URI SAN is no SPIFFE ID: it is longer than {MAX_ID_BYTES} bytes"
+        ));
+    }
     let id = SpiffeId::new(uri).map_err(|e| format!("its URI SAN is no SPIFFE ID: {e}"))?;
     if id.path().is_empty() {
         return Err("its SPIFFE ID has no path".into());
+    }
+    // Upper case in scheme and trust domain is read as lower case; one workload has one spelling.
+    if id.to_string() != uri {
+        return Err("its SPIFFE ID has upper case in its scheme or trust domain".into());
     }
     Ok(id)
 }

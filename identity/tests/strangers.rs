@@ -121,6 +121,16 @@ async fn only_a_valid_svid_of_our_authority_is_let_in() {
         ),
         ("no path", uris(&[&domain]), "has no path"),
         (
+            "more than 2048 bytes",
+            uris(&[&format!("{id}{}", "x".repeat(2048))]),
+            "longer than 2048 bytes",
+        ),
+        (
+            "upper case",
+            uris(&[&id.replace(DOMAIN, &DOMAIN.to_uppercase())]),
+            "has upper case",
+        ),
+        (
             "another trust domain",
             uris(&["spiffe://other.test/ns/a/sa/b"]),
             "no trust bundle",
@@ -145,7 +155,7 @@ async fn only_a_valid_svid_of_our_authority_is_let_in() {
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("UnknownIssuer"), "{refused}");
-    assert_eq!(manager.stats().server.untrusted, 10);
+    assert_eq!(manager.stats().server.untrusted, 12);
     let minted = agent.authority.mint(&svid("x")).unwrap();
     let admitted = answer(&server, stranger(&agent.authority, Some(&minted))).await;
     assert_eq!(admitted.unwrap().1.spiffe_id.to_string(), id);
