@@ -55,6 +55,11 @@ impl GatewayProcess {
         }
     }
 
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Waits until `/readyz` says yes.
     pub async fn ready(&self) {
         let mut last = String::new();

@@ -7,6 +7,7 @@ use portarium_gateway::dev::robot::{
 };
 use std::{
     ffi::OsString,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,21 +31,54 @@ pub struct House {
     log_opened: Instant,
     mqtt: MqttRobots,
     grpc: GrpcRobots,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+/// What is other than usual in a [`House`].
+pub struct Arrangement<'a> {
+    /// Workloads beside the usual ones, by hint.
+    pub workloads: &'a [&'a str],
+    /// How long SVIDs live.
+    pub svid_ttl: Duration,
+    /// Further lines of the configuration.
+    pub config: &'a str,
+    /// The gateway stands behind this command, which becomes it.
+    pub behind: &'a [&'a str],
+}
+
+impl Default for Arrangement<'_> {
+    fn default() -> Self {
+        Self {
+            workloads: &[],
+            svid_ttl: Duration::from_secs(10),
+            config: "",
+            behind: &[],
+        }
+    }
 }
 
 impl House {
     /// Started and in reach.
     pub async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self::behind(Vec::new(), dir).await
+        Self::arranged(Arrangement::default()).await
+    }
+
+    /// As [`Self::start`], with something that is other than usual.
+    pub async fn arranged(arrangement: Arrangement<'_>) -> Self {
+        let prefix = arrangement.behind.iter().map(OsString::from).collect();
+        Self::built(prefix, tempfile::tempdir().unwrap(), arrangement).await
     }
 
     /// As [`Self::start`], in this folder, with a gateway behind a command that becomes it.
     pub async fn behind(prefix: Vec<OsString>, dir: TempDir) -> Self {
+        Self::built(prefix, dir, Arrangement::default()).await
+    }
+
+    async fn built(prefix: Vec<OsString>, dir: TempDir, arrangement: Arrangement<'_>) -> Self {
         crate::init();
         let path = dir.path();
-        let identities = Identities::start(path, &["m", "g"]).await;
+        let workloads = [&["m", "g"], arrangement.workloads].concat();
+        let identities = Identities::living(path, &workloads, arrangement.svid_ttl).await;
         let broker = Mosquitto::start(path, &identities).await;
         let log_opened = Instant::now();
         let log = ExecutionLog::in_memory();
@@ -56,7 +90,8 @@ impl House {
         let config = Config::new(path, &identities)
             .broker("main", broker.port)
             .mqtt_robot("m", lines)
-            .grpc_robot("g", grpc.local_addr().port(), lines);
+            .grpc_robot("g", grpc.local_addr().port(), lines)
+            .text(arrangement.config);
         let gateway = GatewayProcess::start_behind(prefix, path, &config).await;
         let caller = Arc::new(Caller::control_plane(&identities, gateway.ports.grpc).await);
         caller.robots_reachable(&["m", "g"]).await;
@@ -70,8 +105,13 @@ impl House {
             log_opened,
             mqtt,
             grpc,
-            _dir: dir,
+            dir,
         }
+    }
+
+    /// Where all of it keeps its files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// One of the robots, `m` or `g`.

@@ -48,11 +48,16 @@ pub(crate) fn only(hint: &str) -> PeerPolicy {
 impl Identities {
     /// With SVIDs that live for 10 s, the socket in this folder.
     pub async fn start(dir: &Path, robots: &[&str]) -> Self {
+        Self::living(dir, robots, TTL).await
+    }
+
+    /// As [`Self::start`], with SVIDs that live for so long.
+    pub async fn living(dir: &Path, robots: &[&str], ttl: Duration) -> Self {
         let socket = dir.join("agent.sock");
         let authority = Authority::start(AuthorityConfig {
             trust_domain: TRUST_DOMAIN.into(),
             socket: socket.clone(),
-            svid_ttl: TTL,
+            svid_ttl: ttl,
             entries: entries(robots),
         })
         .await

@@ -36,7 +36,7 @@ pub use caller::{Caller, mission, stop};
 pub use config::{Config, Ports};
 pub use disk::SmallDisk;
 pub use gateway::GatewayProcess;
-pub use house::House;
+pub use house::{Arrangement, House};
 pub use identities::{Identities, hints, spiffe_id};
 pub use load::{Acknowledged, INSISTENCE, Load, Operator};
 pub use mosquitto::Mosquitto;

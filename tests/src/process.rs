@@ -77,6 +77,11 @@ impl Process {
         self.child.stdin.take().unwrap()
     }
 
+    /// Its id. Whatever starts it becomes it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();

@@ -1,0 +1,14 @@
+//! Attacks on the shipped gateway. Each is refused and leaves a line in the audit; meanwhile the
+//! missions and stops of others go on, and afterwards the process is the same, as large as before.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod forge;
+mod leaves;
+mod siege;
+mod wire;
