@@ -78,9 +78,13 @@ impl Caller {
 
     /// A client on the connection of now.
     pub fn client(&self) -> Result<MissionServiceClient<Channel>, Status> {
+        self.channel().map(MissionServiceClient::new)
+    }
+
+    /// The connection of now.
+    pub fn channel(&self) -> Result<Channel, Status> {
         let channel = self.connection.channel();
-        let channel = channel.map_err(|down| Status::unavailable(down.reason.to_string()))?;
-        Ok(MissionServiceClient::new(channel))
+        channel.map_err(|down| Status::unavailable(down.reason.to_string()))
     }
 
     /// How many calls failed.

@@ -1,5 +1,6 @@
 //! Who calls, what they may, and the line in the audit that says so.
 
+use super::unread::{self, Arrived};
 use crate::{
     audit::{Audit, Decision, Entry},
     config::Development,
@@ -9,7 +10,7 @@ use arc_swap::ArcSwap;
 use portarium_identity::Peer;
 use portarium_protocols::mission::Command;
 use std::{sync::Arc, time::SystemTime};
-use tonic::{Request, Status};
+use tonic::{Extensions, Request, Status};
 
 /// Decides on calls and writes the decisions down.
 #[derive(Clone)]
@@ -72,7 +73,11 @@ impl Gate {
         request: &Request<T>,
         method: Method,
     ) -> Result<Principal, Status> {
-        let principal = self.principal(request)?;
+        let principal = self.principal(request.extensions());
+        let principal = principal.ok_or_else(unauthenticated)?;
+        if let Some(arrived) = request.extensions().get::<Arrived>() {
+            arrived.set();
+        }
         if self.policy.load().may_call(&principal, method) {
             return Ok(principal);
         }
@@ -87,20 +92,34 @@ impl Gate {
         Err(Status::permission_denied(reason))
     }
 
-    fn principal<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
-        match (request.extensions().get::<Peer>(), self.development) {
-            (Some(peer), _) => Ok(Principal::from(peer)),
-            (None, Some(proof)) => Ok(Principal::Development(proof)),
-            (None, None) => Err(Status::unauthenticated("no client certificate")),
+    /// Who calls.
+    pub(super) fn principal(&self, extensions: &Extensions) -> Option<Principal> {
+        match (extensions.get::<Peer>(), self.development) {
+            (Some(peer), _) => Some(Principal::from(peer)),
+            (None, Some(proof)) => Some(Principal::Development(proof)),
+            (None, None) => None,
         }
     }
 
     /// Reflection is open to everyone who got a connection; that it was asked is written down.
     pub(super) fn reflected(&self, request: Request<()>) -> Result<Request<()>, Status> {
-        let principal = self.principal(&request)?;
+        let principal = self.principal(request.extensions());
+        let principal = principal.ok_or_else(unauthenticated)?;
         let (method, about) = ("ServerReflectionInfo", About::default());
         self.record(Decision::Allowed, &principal, method, about, "answered", "");
         Ok(request)
+    }
+
+    /// Writes down a call that did not come to its method.
+    pub(super) fn unread(&self, caller: Option<&Principal>, method: &str, status: &Status) {
+        let entry = Entry {
+            caller: caller.map(|caller| caller as _),
+            serial: caller.and_then(Principal::serial).unwrap_or_default(),
+            outcome: unread::outcome(status.code()),
+            reason: status.message(),
+            ..Entry::new(Decision::Refused, method)
+        };
+        self.audit.record(SystemTime::now(), &entry);
     }
 
     /// Whether they may do this to this robot; the reason if not.
@@ -210,6 +229,10 @@ impl Gate {
             },
         );
     }
+}
+
+fn unauthenticated() -> Status {
+    Status::unauthenticated("no client certificate")
 }
 
 /// A call that was let through and is under way. Its future is dropped when its caller resets the

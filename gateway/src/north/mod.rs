@@ -12,6 +12,7 @@ mod places;
 mod robots;
 #[cfg(test)]
 mod tests;
+mod unread;
 mod watch;
 
 use gate::{About, Gate};
@@ -25,6 +26,7 @@ use crate::{
     policy::{Method, Policy, Principal},
 };
 use arc_swap::ArcSwap;
+use axum::middleware::from_fn_with_state;
 use portarium_protocols::grpc::{
     convert::MAX_REQUEST_BYTES,
     pb::{self, mission_service_server::MissionServiceServer},
@@ -136,6 +138,7 @@ impl Service {
         };
         let gate = self.gate.clone();
         let told = move |request: Request<()>| gate.reflected(request);
+        let unread = from_fn_with_state(self.gate.clone(), unread::told);
         let service = MissionServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES);
         let routes = Routes::new(service)
             .add_service(health)
@@ -144,6 +147,7 @@ impl Service {
                 told.clone(),
             ))
             .add_service(InterceptedService::new(reflection().build_v1alpha()?, told));
+        let routes = Routes::from(routes.into_axum_router().layer(unread));
         Ok((routes, reporter))
     }
 }

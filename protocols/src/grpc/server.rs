@@ -263,12 +263,8 @@ fn answer(
     share: &Arc<Share>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<tonic::body::Body>, Infallible>> + use<> {
-    let begun = share.begin();
+    let taken = share.begin();
     async move {
-        let taken = match begun {
-            Ok(taken) => taken,
-            Err(refusal) => return Ok(refusal.into_http()),
-        };
         let request = request.map(|body| Counted::new(body, taken.clone()));
         // Until the answer, not only until the request is read: what it asks for is kept till then.
         let answered = routes.call(request).await;

@@ -33,23 +33,14 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// One more request.
-    ///
-    /// # Errors
-    /// What to answer, where there are as many as there may be.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<Arc<Taken>, Status> {
+    /// One more request. Where there are as many as there may be, it cannot be read.
+    pub(super) fn begin(self: &Arc<Self>) -> Arc<Taken> {
         let before = self.requests.fetch_add(1, Ordering::AcqRel);
-        // Made first, so that dropping it gives back what was just counted.
-        let taken = Arc::new(Taken {
+        Arc::new(Taken {
             share: self.clone(),
             bytes: AtomicUsize::new(0),
-        });
-        if before >= REQUESTS {
-            return Err(Status::resource_exhausted(format!(
-                "this caller has {REQUESTS} requests under way, as many as one may have; nothing was done"
-            )));
-        }
-        Ok(taken)
+            one_too_many: before >= REQUESTS,
+        })
     }
 }
 
@@ -58,9 +49,19 @@ impl Share {
 pub(super) struct Taken {
     share: Arc<Share>,
     bytes: AtomicUsize,
+    one_too_many: bool,
 }
 
 impl Taken {
+    fn begun(&self) -> Result<(), Status> {
+        if self.one_too_many {
+            return Err(Status::resource_exhausted(format!(
+                "this caller has {REQUESTS} requests under way, as many as one may have; nothing was done"
+            )));
+        }
+        Ok(())
+    }
+
     fn take(&self, more: usize) -> Result<(), Status> {
         let before = self.bytes.fetch_add(more, Ordering::AcqRel);
         let counted = paid(before + more) - paid(before);
@@ -87,7 +88,8 @@ impl Drop for Taken {
     }
 }
 
-/// A request's body, counted as it comes in.
+/// A request's body, counted as it comes in. What is too much ends it with the status to answer, as
+/// if the caller's connection had failed: so it is refused where all that cannot be read is.
 pub(super) struct Counted<B> {
     body: B,
     taken: Arc<Taken>,
@@ -111,6 +113,7 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.taken.begun()?;
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             other => return Poll::Ready(other.map(|end| end.map_err(Into::into))),
@@ -121,7 +124,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        !self.taken.one_too_many && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -137,10 +140,11 @@ mod tests {
     #[test]
     fn one_caller_has_so_many_requests_and_no_more() {
         let share = Arc::<Share>::default();
-        let mut open: Vec<_> = (0..REQUESTS).map(|_| share.begin().unwrap()).collect();
-        assert!(share.begin().is_err());
+        let mut open: Vec<_> = (0..REQUESTS).map(|_| share.begin()).collect();
+        assert!(open.iter().all(|taken| taken.begun().is_ok()));
+        share.begin().begun().unwrap_err();
         open.pop();
-        assert!(share.begin().is_ok());
+        share.begin().begun().unwrap();
         drop(open);
         assert_eq!(share.requests.load(Ordering::Relaxed), 0);
     }
@@ -148,16 +152,14 @@ mod tests {
     #[test]
     fn bytes_run_out_for_large_requests_and_never_for_a_stop() {
         let share = Arc::<Share>::default();
-        let large: Vec<_> = (0..BYTES / (60 * 1024))
-            .map(|_| share.begin().unwrap())
-            .collect();
+        let large: Vec<_> = (0..BYTES / (60 * 1024)).map(|_| share.begin()).collect();
         for request in &large {
             request.take(FREE).unwrap();
             request.take(60 * 1024).unwrap();
         }
-        let one_more = share.begin().unwrap();
+        let one_more = share.begin();
         one_more.take(60 * 1024).unwrap_err();
-        let stop = share.begin().unwrap();
+        let stop = share.begin();
         stop.take(1000).unwrap();
         stop.take(FREE - 1000).unwrap();
         drop((large, one_more, stop));
