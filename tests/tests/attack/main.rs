@@ -9,6 +9,10 @@
 )]
 
 mod forge;
+mod frames;
+mod http2;
 mod leaves;
+mod messages;
+mod names;
 mod siege;
 mod wire;
