@@ -4,6 +4,7 @@
 //! or Kubernetes starts it again, and the journal makes that safe.
 
 mod adapters;
+mod descriptors;
 mod observe;
 mod prepare;
 mod readiness;

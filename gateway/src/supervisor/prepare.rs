@@ -109,8 +109,13 @@ impl Gateway {
     }
 }
 
+/// Connections that may wait in the kernel's queue. The 128 of the standard library are full when a
+/// fleet comes back at once, and whoever finds it full tries again after a second at the earliest.
+const BACKLOG: i32 = 1024;
+
 fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
+    rustix::net::listen(&listener, BACKLOG)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

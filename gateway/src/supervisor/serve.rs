@@ -3,6 +3,7 @@
 use super::{
     Gateway, Orders,
     adapters::Adapters,
+    descriptors,
     observe::{self, ToMetrics},
     readiness,
     reload::{Reloader, recheck_callers},
@@ -137,14 +138,16 @@ impl Gateway {
             .await;
         let listener = TcpListener::from_std(listeners.grpc)?;
         let address = listener.local_addr()?;
+        let usual = ServerLimits {
+            max_streams: STREAMS,
+            ..ServerLimits::default()
+        };
+        let limits = descriptors::for_callers(usual, config.reloadable.robots.len());
         let serving = tokio::spawn(server::serve(
             listener,
             tls.clone(),
             routes,
-            ServerLimits {
-                max_streams: STREAMS,
-                ..ServerLimits::default()
-            },
+            limits,
             connections.clone(),
             close.clone(),
         ));
