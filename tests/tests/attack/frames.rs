@@ -79,7 +79,9 @@ pub struct Line {
 }
 
 enum Reading {
-    Not(#[expect(dead_code, reason = "held open")] ReadHalf<TlsStream<TcpStream>>),
+    Not {
+        _held: ReadHalf<TlsStream<TcpStream>>,
+    },
     All(JoinHandle<Heard>),
 }
 
@@ -116,7 +118,7 @@ impl Line {
         let (read, write) = split(door.knock().await?);
         let mut line = Self {
             write,
-            read: Reading::Not(read),
+            read: Reading::Not { _held: read },
         };
         line.send(&[PREFACE, first].concat()).await?;
         Ok(line)

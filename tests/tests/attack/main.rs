@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod doorstep;
 mod forge;
 mod frames;
 mod http2;

@@ -1,0 +1,199 @@
+//! Strangers by the thousand who begin and do not go on, and callers who are let in and are silent.
+
+use crate::{
+    forge::with_id,
+    frames::{END_HEADERS, HEADERS, SETTINGS, call, frame},
+    http2::{CLOSED_WITHIN, INTRUDER, intruder},
+    siege::{Siege, Vitals},
+    wire::{Door, PREFACE},
+};
+use futures::future::join_all;
+use portarium_tests::{Arrangement, House, figure, hints, spiffe_id, spread, until};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_rustls::client::TlsStream;
+
+/// As many descriptors as most systems give a process at first.
+const SOFT_LIMIT: &[&str] = &["prlimit", "--nofile=1024:"];
+
+/// And no more than these.
+const HARD_LIMIT: &[&str] = &["prlimit", "--nofile=1024:1024"];
+
+/// More than may be at the door at a time.
+const STRANGERS: usize = 3_000;
+
+/// Connections of one caller at a time.
+const OF_ONE: usize = 256;
+
+/// So many times a new caller comes meanwhile.
+const COMERS: usize = 20;
+
+/// Our own limit: the strangers are ours.
+fn raise_own_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+}
+
+async fn besieged(name: &'static str, under: &[&str]) -> Siege {
+    raise_own_limit();
+    let arrangement = Arrangement {
+        workloads: &["intruder"],
+        svid_ttl: Duration::from_secs(3600),
+        config: INTRUDER,
+        under,
+    };
+    Siege::around(name, House::arranged(arrangement).await).await
+}
+
+/// How long new callers take until they are in.
+async fn newcomers(house: &House) -> Vec<Duration> {
+    let shown = with_id(
+        &house.identities.authority,
+        &spiffe_id(hints::CONTROL_PLANE),
+    );
+    let door = Door::of(house, Some(&shown));
+    let mut took = Vec::new();
+    for _ in 0..COMERS {
+        let began = Instant::now();
+        door.enter().await.unwrap();
+        took.push(began.elapsed());
+        sleep(Duration::from_millis(50)).await;
+    }
+    took
+}
+
+/// A ClientHello, cut off after its first bytes.
+const BEGUN: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+
+/// Strangers who come, say this and no more, and come again when they are sent away.
+struct Strangers {
+    tasks: JoinSet<()>,
+    came: Arc<AtomicUsize>,
+}
+
+impl Strangers {
+    fn come(door: &Door, count: usize, words: &'static [u8]) -> Self {
+        let came = Arc::<AtomicUsize>::default();
+        let mut tasks = JoinSet::new();
+        for _ in 0..count {
+            let (door, came) = (door.clone(), came.clone());
+            tasks.spawn(async move {
+                loop {
+                    if let Ok(mut tcp) = door.tcp().await
+                        && tcp.write_all(words).await.is_ok()
+                    {
+                        came.fetch_add(1, Ordering::Relaxed);
+                        // Until we are sent away.
+                        let _ = tcp.read(&mut [0]).await;
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
+            });
+        }
+        Self { tasks, came }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn handshakes_that_do_not_go_on_keep_nobody_out() {
+    let name = "attack, slow handshakes";
+    for (limit, under, words) in [
+        ("a soft limit of 1024", SOFT_LIMIT, &b""[..]),
+        ("a hard limit of 1024", HARD_LIMIT, BEGUN),
+    ] {
+        let siege = besieged(name, under).await;
+        let door = Door::of(&siege.house, None);
+        let mut strangers = Strangers::come(&door, STRANGERS, words);
+        until("strangers who come again", async || {
+            strangers.came.load(Ordering::Relaxed) > 2 * STRANGERS
+        })
+        .await;
+        let took = newcomers(&siege.house).await;
+        let vitals = Vitals::of(&siege.house);
+        let came = strangers.came.load(Ordering::Relaxed);
+        strangers.tasks.shutdown().await;
+        figure(
+            name,
+            &format!(
+                "{STRANGERS} strangers who came {came} times, under {limit}: {} descriptors taken, \
+                 new callers in after {}",
+                vitals.descriptors,
+                spread(&took)
+            ),
+        );
+        let log = siege.house.gateway.output();
+        assert!(!log.contains("cannot accept"), "out of descriptors");
+        siege.lift(48).await;
+    }
+}
+
+/// Waits until the other end has closed.
+async fn closed(mut tls: TlsStream<TcpStream>) {
+    let mut bytes = [0; 1024];
+    while tls.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn half_open_connections_are_closed_and_take_no_other_callers_place() {
+    let siege = besieged("attack, half-open", SOFT_LIMIT).await;
+    let door = intruder(&siege.house);
+    let settings = frame(SETTINGS, 0, 0, &[]);
+    let headers = frame(HEADERS, 0, 1, &call("ListRobots", &[]));
+    let open_call = frame(HEADERS, END_HEADERS, 1, &call("DispatchMission", &[]));
+    let silent = [Vec::new(), PREFACE[..12].to_vec()];
+    let begun = [
+        PREFACE.to_vec(),
+        [PREFACE, &settings].concat(),
+        [PREFACE, &settings, &headers].concat(),
+        [PREFACE, &settings, &open_call].concat(),
+    ];
+    for (what, beginnings) in [
+        ("nothing, or half a preface", &silent[..]),
+        (
+            "a preface, settings, headers or a call without an end",
+            &begun,
+        ),
+    ] {
+        let began = Instant::now();
+        let mut all = Vec::new();
+        for bytes in beginnings.iter().cycle().take(OF_ONE) {
+            let mut tls = door.knock().await.unwrap();
+            tls.write_all(bytes).await.unwrap();
+            all.push(tls);
+        }
+        // All places of this caller are taken, and none of another's.
+        let seen = siege.audit().len();
+        door.enter().await.unwrap_err();
+        siege.refused_handshake(seen, "one too many").await;
+        let took = newcomers(&siege.house).await;
+        let ended = timeout(CLOSED_WITHIN, join_all(all.into_iter().map(closed)));
+        ended.await.expect(what);
+        figure(
+            "attack, half-open",
+            &format!(
+                "{OF_ONE} with {what}: closed within {:.1?}; new callers in after {}",
+                began.elapsed(),
+                spread(&took)
+            ),
+        );
+    }
+    siege.lift(48).await;
+}
