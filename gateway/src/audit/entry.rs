@@ -26,7 +26,7 @@ pub enum Decision {
 pub struct Entry<'a> {
     /// What was decided.
     pub decision: Decision,
-    /// The RPC's name, `handshake`, `recheck` or `reload`.
+    /// The RPC's name, `handshake`, `recheck`, `HTTP/2` or `reload`.
     #[serde(serialize_with = "bounded")]
     pub method: &'a str,
     /// Who asked: a principal or a SPIFFE ID.

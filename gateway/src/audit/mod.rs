@@ -188,12 +188,14 @@ impl Audit {
         self.record(now, &entry);
     }
 
-    /// Writes down that a connection was cut, since its peer would not be admitted any more.
+    /// Writes down that a connection was cut: by a `recheck`, since its peer would not be admitted any
+    /// more, or by `HTTP/2`, whose rules it broke.
     pub fn connection_cut(
         &self,
         now: SystemTime,
         remote: SocketAddr,
         peer: (&SpiffeId, &str),
+        by: &str,
         reason: &str,
     ) {
         let (id, serial) = peer;
@@ -203,7 +205,7 @@ impl Audit {
             remote: Some(remote),
             outcome: "cut",
             reason,
-            ..Entry::new(Decision::Refused, "recheck")
+            ..Entry::new(Decision::Refused, by)
         };
         self.record(now, &entry);
     }

@@ -72,7 +72,11 @@ pub(super) fn admission(audit: &Audit, remote: SocketAddr, admission: &Admission
         }
         Admission::Withdrawn(peer, error) => {
             let shown = (&peer.spiffe_id, peer.serial.as_str());
-            audit.connection_cut(now, remote, shown, &error.to_string());
+            audit.connection_cut(now, remote, shown, "recheck", &error.to_string());
+        }
+        Admission::Broke(peer, error) => {
+            let shown = (&peer.spiffe_id, peer.serial.as_str());
+            audit.connection_cut(now, remote, shown, "HTTP/2", &error.to_string());
         }
     }
 }

@@ -44,6 +44,8 @@ pub enum Admission<'a> {
     TooMany,
     /// It was in, would not be admitted now, and is cut.
     Withdrawn(&'a Peer, &'a TlsError),
+    /// It was in, broke a rule or a bound of HTTP/2, and is cut.
+    Broke(&'a Peer, &'a h2::Error),
 }
 
 /// Who hears of them.
@@ -176,6 +178,10 @@ impl Connections {
 
     pub(super) fn admitted(&self, from: SocketAddr, peer: &Peer) {
         self.tell(from, Admission::Admitted(peer));
+    }
+
+    pub(super) fn broke(&self, from: SocketAddr, peer: &Peer, error: &h2::Error) {
+        self.tell(from, Admission::Broke(peer, error));
     }
 
     fn tell(&self, from: SocketAddr, admission: Admission<'_>) {

@@ -23,6 +23,7 @@ use portarium_identity::{Lease, Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
 use std::{
     convert::Infallible,
+    error::Error as _,
     io,
     net::SocketAddr,
     num::NonZero,
@@ -186,7 +187,7 @@ impl Server {
             drop(place);
             let ends = Lease::of(PLAINTEXT_LEASE).ends;
             let registered = self.connections.register();
-            return self.established(tcp, None, registered, ends).await;
+            return self.established(tcp, from, None, registered, ends).await;
         };
         let rechecks = self.connections.rechecks();
         match handshake(tls, tcp, place.enter()).await {
@@ -209,7 +210,7 @@ impl Server {
                     return self.failed(from, &error.into());
                 }
                 self.connections.admitted(from, &peer.peer);
-                self.established(stream, Some(peer.peer), registered, ends)
+                self.established(stream, from, Some(peer.peer), registered, ends)
                     .await;
             }
             Err(error) => self.failed(from, &error.into()),
@@ -224,6 +225,7 @@ impl Server {
     async fn established<IO>(
         &self,
         io: IO,
+        from: SocketAddr,
         peer: Option<Arc<Peer>>,
         registered: Registered,
         ends: Instant,
@@ -243,6 +245,9 @@ impl Server {
         let connection = self.http2.serve_connection(TokioIo::new(stream), service);
         let ended = run(connection, &registered, goaway_at(Instant::now(), ends)).await;
         if let Err(error) = ended {
+            if let (Some(peer), Some(error)) = (&peer, broken(&error)) {
+                self.connections.broke(from, peer, error);
+            }
             tracing::debug!(peer = peer.map(|p| p.spiffe_id.to_string()), %error, "connection ended");
         }
     }
@@ -297,6 +302,12 @@ where
     }
     connection.as_mut().graceful_shutdown();
     connection.await
+}
+
+/// Why we ended a connection, where it was its peer that spoke HTTP/2 as nobody may.
+fn broken(error: &hyper::Error) -> Option<&h2::Error> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    error.is_library().then_some(error)
 }
 
 fn chain_of(stream: &tokio_rustls::server::TlsStream<TcpStream>) -> Arc<[CertificateDer<'static>]> {

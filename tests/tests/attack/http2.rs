@@ -198,6 +198,23 @@ fn mistakes() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Waits for the line that says that the intruder's connection was cut.
+async fn cut(siege: &Siege, seen: usize, what: &str) {
+    let id = spiffe_id("intruder");
+    let line = siege
+        .audited(seen, what, |line| {
+            line["caller"] == id && line["method"] == "HTTP/2"
+        })
+        .await;
+    assert_eq!(line["decision"], "refused", "{what}");
+    assert!(
+        line["reason"]
+            .as_str()
+            .is_some_and(|reason| !reason.is_empty()),
+        "{what}: {line}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn floods_of_frames_end_their_own_connection_at_most() {
@@ -206,6 +223,7 @@ async fn floods_of_frames_end_their_own_connection_at_most() {
     let floods = resets().into_iter().chain(unended()).chain(chatter());
     let mut sent_of = Vec::new();
     for mut flood in floods {
+        let seen = siege.audit().len();
         let mut line = Line::open(&door).await.unwrap();
         let sent = line.flood(flood.times, &mut flood.bytes).await;
         let heard = line.close().await;
@@ -216,6 +234,9 @@ async fn floods_of_frames_end_their_own_connection_at_most() {
             flood.what
         );
         assert_eq!(sent < flood.times, flood.cut, "{}: {sent}", flood.what);
+        if flood.cut {
+            cut(&siege, seen, flood.what).await;
+        }
         sent_of.push(format!("{} {sent}", flood.what));
     }
     figure(
@@ -232,11 +253,13 @@ async fn what_breaks_the_protocol_ends_its_connection() {
     let door = intruder(&siege.house);
     let mistakes = mistakes();
     for (what, bytes) in &mistakes {
+        let seen = siege.audit().len();
         let mut line = Line::open(&door).await.unwrap();
         // The other end may close amid it.
         let _ = line.send(bytes).await;
         let heard = line.closed(CLOSED_WITHIN).await;
         assert!(!heard.goaways.is_empty(), "{what}: {heard:?}");
+        cut(&siege, seen, what).await;
     }
     figure(
         "attack, broken HTTP/2",
