@@ -9,7 +9,7 @@ use super::{
     connections::{Authenticated, Connections, Registered},
     door::{Door, Newcomer, Place},
     error::GrpcError,
-    share::{Counted, Share},
+    share::{Counted, Held, Share},
     stream::{LeasedStream, PLAINTEXT_LEASE, prepare_socket},
 };
 use hyper::{
@@ -267,14 +267,12 @@ fn answer(
     mut routes: Routes,
     share: &Arc<Share>,
     request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<tonic::body::Body>, Infallible>> + use<> {
+) -> impl Future<Output = Result<Response<Held>, Infallible>> + use<> {
     let taken = share.begin();
     async move {
         let request = request.map(|body| Counted::new(body, taken.clone()));
-        // Until the answer, not only until the request is read: what it asks for is kept till then.
-        let answered = routes.call(request).await;
-        drop(taken);
-        answered
+        let answer = routes.call(request).await?;
+        Ok(answer.map(|body| Held::new(body, taken)))
     }
 }
 
@@ -286,9 +284,9 @@ async fn run<IO, S>(
 ) -> hyper::Result<()>
 where
     IO: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = tonic::body::Body>,
+    S: hyper::service::HttpService<Incoming, ResBody = Held>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, tonic::body::Body>,
+    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, Held>,
 {
     let mut connection = pin!(connection);
     {

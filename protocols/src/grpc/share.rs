@@ -132,6 +132,42 @@ where
     }
 }
 
+/// An answer's body. Until it is sent it is kept for its caller, who need not read it, so it takes a
+/// place of its caller's requests as long.
+pub(super) struct Held {
+    body: tonic::body::Body,
+    _taken: Arc<Taken>,
+}
+
+impl Held {
+    pub(super) fn new(body: tonic::body::Body, taken: Arc<Taken>) -> Self {
+        Self {
+            body,
+            _taken: taken,
+        }
+    }
+}
+
+impl Body for Held {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
