@@ -1,6 +1,7 @@
 //! A client of the mission service, as a control plane is one.
 
 use crate::{Identities, hints, identities::only, soon};
+use portarium_identity::SvidManager;
 use portarium_protocols::grpc::{
     ALPN, Channel, ChannelError, Connection,
     pb::{self, mission_service_client::MissionServiceClient},
@@ -62,7 +63,11 @@ impl Caller {
 
     /// Connected as the workload with this hint.
     pub async fn with(identities: &Identities, hint: &str, port: u16) -> Self {
-        let manager = identities.manager(hint).await;
+        Self::of(&identities.manager(hint).await, port).await
+    }
+
+    /// Connected as whoever this is.
+    pub async fn of(manager: &SvidManager, port: u16) -> Self {
         let tls = manager.client_tls(only(hints::GATEWAY), ALPN);
         let target = format!("localhost:{port}").parse().unwrap();
         let connection = Connection::start(target, Some(tls), "test");

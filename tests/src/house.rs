@@ -42,6 +42,8 @@ pub struct Arrangement<'a> {
     pub svid_ttl: Duration,
     /// Further lines of the configuration.
     pub config: &'a str,
+    /// Further lines right behind the broker's.
+    pub broker: &'a str,
     /// The gateway stands behind this command, which becomes it.
     pub behind: &'a [&'a str],
 }
@@ -52,6 +54,7 @@ impl Default for Arrangement<'_> {
             workloads: &[],
             svid_ttl: Duration::from_secs(10),
             config: "",
+            broker: "",
             behind: &[],
         }
     }
@@ -89,6 +92,7 @@ impl House {
         let lines = "redelivery = \"idempotent\"";
         let config = Config::new(path, &identities)
             .broker("main", broker.port)
+            .text(arrangement.broker)
             .mqtt_robot("m", lines)
             .grpc_robot("g", grpc.local_addr().port(), lines)
             .text(arrangement.config);

@@ -41,7 +41,7 @@ const OF_ONE: usize = 256;
 const COMERS: usize = 20;
 
 /// Our own limit: the strangers are ours.
-fn raise_own_limit() {
+pub fn raise_own_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -57,6 +57,7 @@ async fn besieged(name: &'static str, under: &[&str]) -> Siege {
         svid_ttl: Duration::from_secs(3600),
         config: INTRUDER,
         under,
+        ..Arrangement::default()
     };
     Siege::around(name, House::arranged(arrangement).await).await
 }

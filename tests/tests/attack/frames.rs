@@ -30,6 +30,17 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&head, payload].concat()
 }
 
+/// A stream's number, as clients count.
+pub fn stream(n: u32) -> u32 {
+    2 * n + 1
+}
+
+/// Settings with this one.
+pub fn setting(id: u16, value: u32) -> Vec<u8> {
+    let payload = [&id.to_be_bytes()[..], &value.to_be_bytes()].concat();
+    frame(SETTINGS, 0, 0, &payload)
+}
+
 /// A header, without Huffman and without an index.
 pub fn header(name: &str, value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0];

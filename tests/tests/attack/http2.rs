@@ -4,7 +4,7 @@ use crate::{
     forge::{Shown, with_id},
     frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Line, PING, PRIORITY, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE, call, frame, header,
+        SETTINGS, WINDOW_UPDATE, call, frame, header, setting, stream,
     },
     siege::Siege,
     wire::Door,
@@ -17,7 +17,7 @@ pub const INTRUDER: &str = r#"
 [[policy]]
 peers = ["spiffe://portarium.robotics/ns/portarium/sa/intruder/*"]
 methods = ["DispatchMission", "CancelMission", "GetMissionStatus", "WatchMissions", "ListRobots", "GetRobot"]
-robots = ["m", "g"]
+robots = ["m", "g", "x"]
 fleets = ["*"]
 actions = ["*"]
 "#;
@@ -32,19 +32,6 @@ pub fn shown(house: &House, name: &str) -> Shown {
 
 /// A connection that nobody keeps alive is closed after 15 s at the latest.
 pub const CLOSED_WITHIN: Duration = Duration::from_secs(30);
-
-/// A stream's number, as clients count.
-fn stream(n: u32) -> u32 {
-    2 * n + 1
-}
-
-fn settings(pairs: &[(u16, u32)]) -> Vec<u8> {
-    let payload: Vec<u8> = pairs
-        .iter()
-        .flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat())
-        .collect();
-    frame(SETTINGS, 0, 0, &payload)
-}
 
 /// What is sent again and again.
 struct Flood {
@@ -125,9 +112,7 @@ fn chatter() -> [Flood; 5] {
                 frame(HEADERS, END_HEADERS | END_STREAM, stream(n), &with_large)
             })
         },
-        Flood::stood("settings", |_| {
-            settings(&[(3, 1), (4, 65_535), (5, 16_384)])
-        }),
+        Flood::stood("settings", |_| setting(4, 65_535)),
         Flood::stood("pings", |n| frame(PING, 0, 0, &u64::from(n).to_be_bytes())),
         Flood::stood("priorities", |n| {
             frame(PRIORITY, 0, stream(n), &[0, 0, 0, 0, 1])
@@ -167,11 +152,8 @@ fn mistakes() -> Vec<(&'static str, Vec<u8>)> {
             "settings of the wrong length",
             frame(SETTINGS, 0, 0, &[0; 5]),
         ),
-        (
-            "an impossible window in settings",
-            settings(&[(4, u32::MAX)]),
-        ),
-        ("an impossible frame size in settings", settings(&[(5, 1)])),
+        ("an impossible window in settings", setting(4, u32::MAX)),
+        ("an impossible frame size in settings", setting(5, 1)),
         ("a ping of the wrong length", frame(PING, 0, 0, &[0; 7])),
         (
             "a continuation of nothing",

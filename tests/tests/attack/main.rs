@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod callers;
 mod doorstep;
 mod forge;
 mod frames;
@@ -15,5 +16,6 @@ mod http2;
 mod leaves;
 mod messages;
 mod names;
+mod robots;
 mod siege;
 mod wire;
