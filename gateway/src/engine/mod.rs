@@ -23,6 +23,7 @@ mod stop;
 mod tests;
 mod transition;
 mod view;
+mod words;
 
 pub use admission::{Dispatched, Refusal};
 pub use cancel::Cancelled;

@@ -248,6 +248,23 @@ impl RobotState {
                 Change::Made
             };
         }
+        // A beginning, an end and what resolves an unknown outcome come once; all else a robot may
+        // say for ever.
+        let begins = status != state.status
+            && matches!(
+                state.status,
+                MissionStatus::Pending | MissionStatus::Dispatched
+            );
+        let ends = status.is_terminal() && !state.awaiting_confirmation;
+        let once = begins || ends || state.outcome_unknown;
+        let now = Instant::now();
+        if !once && !self.words.take(now) {
+            state.heard = true;
+            if self.wordy.is_due(now) {
+                tracing::warn!(mission = %id, "a robot changes what it says of its mission too often; only some of that is kept");
+            }
+            return Change::None;
+        }
         if status == MissionStatus::Succeeded && manual {
             // Its end is the operator's to say.
             let came = self.advance(id, MissionStatus::Executing, word, records);

@@ -4,6 +4,7 @@ use super::{
     EngineObserver, RobotSpec,
     lane::{Complaint, StopLane},
     transition::rfc3339,
+    words::Words,
 };
 use crate::journal::{Attempt, Mission, MissionState, RobotRow, Ticket};
 use arc_swap::ArcSwap;
@@ -83,6 +84,9 @@ pub(super) struct RobotState {
     /// What the robot has, or is being handed.
     pub(super) active: Option<Active>,
     pub(super) stop: StopLane,
+    /// What it may still say of its missions.
+    pub(super) words: Words,
+    pub(super) wordy: Complaint,
 }
 
 /// A mission that has not ended.
@@ -215,6 +219,8 @@ impl RobotState {
             queue: VecDeque::new(),
             active: None,
             stop: StopLane::default(),
+            words: Words::default(),
+            wordy: Complaint::default(),
         }
     }
 

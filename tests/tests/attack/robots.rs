@@ -2,7 +2,7 @@
 
 use crate::{
     forge::{Shown, VALID},
-    siege::{Siege, Vitals},
+    siege::Siege,
 };
 use portarium_identity::authority::MintSpec;
 use portarium_tests::{Arrangement, House, figure, journal, mission, scaled, spiffe_id, until};
@@ -21,7 +21,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::task::JoinHandle;
 
 /// The robot that is not what it should be. No report is believed on the topic that all share.
 const LIAR: &str = r#"
@@ -137,7 +137,6 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
         .await;
     let robot = Robot::connected(house, "x").await;
     let other = Robot::connected(house, "m").await;
-    let seen = siege.audit().len();
     for _ in 0..lies {
         // On the shared topic, on the branch of another, and on its own.
         other
@@ -166,14 +165,6 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
         lies * 2,
         "refused by the broker"
     );
-    let line = siege
-        .audited(seen, "a report on another's mission", |line| {
-            line["method"] == "report"
-        })
-        .await;
-    assert_eq!(line["decision"], "refused", "{line}");
-    assert_eq!(line["robot_id"], "m", "{line}");
-    assert_eq!(line["mission_id"], victim, "{line}");
     // Its own robot's word comes behind all of that, and is the first that counts.
     robot
         .say(
@@ -183,7 +174,7 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
         .await;
     house.watch.reaches(victim, "Executing").await;
     let rows = journal(&house.gateway.journal_file());
-    assert_eq!(rows[victim].states, 3, "Pending, Dispatched, Executing");
+    assert_eq!(rows[victim].status, 2, "executing");
     robot
         .say(
             &format!("robots/x/missions/{victim}/status"),
@@ -194,7 +185,7 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
     let log = house.gateway.output();
     let told = log
         .lines()
-        .filter(|line| line.contains("another robot's mission"))
+        .filter(|line| line.contains("mission of another robot"))
         .count();
     assert!(told < 5, "{told} lines in the log");
     figure(
@@ -257,6 +248,14 @@ async fn what_a_robot_says_that_is_no_message_is_dropped() {
         .accepted(&mission("x", "nonsense", Duration::ZERO))
         .await;
     let robot = Robot::connected(house, "x").await;
+    robot
+        .say(
+            "robots/x/missions/nonsense/status",
+            status("executing", "true"),
+        )
+        .await;
+    house.watch.reaches("nonsense", "Executing").await;
+    let before = journal(&house.gateway.journal_file())["nonsense"].states;
     let long = "x".repeat(100_000);
     let nonsense: Vec<(&str, Vec<u8>)> = vec![
         ("no JSON", b"executing".to_vec()),
@@ -319,19 +318,18 @@ async fn what_a_robot_says_that_is_no_message_is_dropped() {
             status("executing", "\\u001b[31m\\nforged"),
         )
         .await;
-    house.watch.reaches("nonsense", "Executing").await;
-    let last = house.watch.last("nonsense").unwrap();
-    assert_eq!(last.detail, "[31mforged");
-    assert_eq!(journal(&house.gateway.journal_file())["nonsense"].states, 3);
+    until("its last word", async || {
+        let last = house.watch.last("nonsense").unwrap();
+        last.detail == "[31mforged"
+    })
+    .await;
+    let after = journal(&house.gateway.journal_file())["nonsense"].states;
+    assert_eq!(after, before + 1, "the last word alone");
     let log = house.gateway.output();
     assert!(log.lines().all(|line| !line.chars().any(char::is_control)));
-    sleep(Duration::from_millis(100)).await;
     figure(
         name,
-        &format!(
-            "{count} kinds on two topics, 3 topics of no mission: 0 believed; {:?}",
-            Vitals::of(house).resident_mib
-        ),
+        &format!("{count} kinds on two topics, 3 topics of no mission: 0 believed"),
     );
     drop(robot);
     siege.lift(32).await;

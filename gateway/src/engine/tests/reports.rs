@@ -58,6 +58,26 @@ async fn reports_that_repeat_or_regress_change_nothing_and_cost_no_row() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_robot_that_changes_its_mind_without_end_fills_no_journal_and_its_end_is_heard() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    for n in 0..1_000 {
+        let said = [MissionStatus::Executing, MissionStatus::WaitingPreemption][n % 2];
+        let mut word = report("m1", said);
+        word.detail = n.to_string();
+        sim.report(word).await;
+    }
+    let rows = seen(&sim, "m1").await.len();
+    assert!((200..250).contains(&rows), "{rows}");
+    sim.say("m1", MissionStatus::Succeeded).await;
+    assert_eq!(sim.status("m1").await, "Succeeded");
+    // The next one is heard from its beginning on.
+    sim.dispatch("m2").await.unwrap();
+    sim.say("m2", MissionStatus::Executing).await;
+    assert_eq!(sim.status("m2").await, "Executing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_word_of_the_robot_that_is_not_older_makes_an_unknown_outcome_known() {
     for (word, status) in [
         (MissionStatus::Dispatched, "Executing?"),
