@@ -14,6 +14,7 @@ mod forge;
 mod frames;
 mod http2;
 mod leaves;
+mod logs;
 mod messages;
 mod names;
 mod robots;
