@@ -26,6 +26,8 @@ mod clock;
 mod config;
 mod error;
 mod follow;
+#[cfg(all(fuzzing, feature = "authority"))]
+pub mod fuzzing;
 mod manager;
 mod peer;
 mod policy;

@@ -23,7 +23,7 @@ use service::{Service, check_header};
 use socket::Socket;
 
 #[allow(missing_docs, clippy::pedantic, unreachable_pub)]
-mod proto {
+pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/_.rs"));
 }
 

@@ -16,6 +16,8 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 pub const MAX_KEY_BYTES: usize = 256;
 /// The longest action name and parameter name, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
+/// The longest time, in bytes: RFC 3339 allows any number of digits of a second.
+const MAX_TIME_BYTES: usize = 64;
 /// The most parameters of a mission.
 pub const MAX_PARAMETERS: usize = 256;
 /// The longest parameter, in bytes.
@@ -205,7 +207,10 @@ fn parameters(
 }
 
 fn timestamp(text: String) -> Result<String, InvalidMission> {
-    if text.is_empty() || OffsetDateTime::parse(&text, &Rfc3339).is_ok() {
+    // The library takes any byte between date and time, a line end as well.
+    let between = text.as_bytes().get(10);
+    let plain = text.len() <= MAX_TIME_BYTES && matches!(between, Some(b'T' | b't' | b' '));
+    if text.is_empty() || plain && OffsetDateTime::parse(&text, &Rfc3339).is_ok() {
         Ok(text)
     } else {
         Err(invalid("requested_at", "is no RFC 3339 time"))

@@ -272,7 +272,7 @@ async fn what_a_robot_says_that_is_no_message_is_dropped() {
         ("an unknown status", status("exploded", "").into_bytes()),
         (
             "half a message",
-            status("succeeded", "")[..60].as_bytes().to_vec(),
+            status("succeeded", "").as_bytes()[..60].to_vec(),
         ),
         (
             "two messages",

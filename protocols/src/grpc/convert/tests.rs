@@ -63,7 +63,7 @@ fn a_mission_comes_back_from_the_wire_as_it_was_sent() {
 #[test]
 fn each_broken_rule_is_told_by_the_name_of_its_field() {
     type Break = fn(&mut pb::DispatchMissionRequest);
-    let rules: [(&str, Break); 29] = [
+    let rules: [(&str, Break); 31] = [
         ("mission_id", |r| r.mission_id.clear()),
         ("mission_id", |r| r.mission_id = "a/b".into()),
         ("robot_id", |r| r.robot_id.clear()),
@@ -97,6 +97,12 @@ fn each_broken_rule_is_told_by_the_name_of_its_field() {
             r.completion_mode = "ManualOnly".into()
         }),
         ("requested_at", |r| r.requested_at = "yesterday".into()),
+        ("requested_at", |r| {
+            r.requested_at = "2026-02-21\n10:00:00Z".into();
+        }),
+        ("requested_at", |r| {
+            r.requested_at = format!("2026-02-21T10:00:00.{}Z", "0".repeat(100));
+        }),
         ("parameters", |r| {
             r.parameters = with((0..257).map(|n| (n.to_string(), String::new())))
         }),
