@@ -50,13 +50,13 @@ pub fn raise_own_limit() {
     setrlimit(Resource::Nofile, raised).unwrap();
 }
 
-async fn besieged(name: &'static str, under: &[&str]) -> Siege {
+async fn besieged(name: &'static str, behind: &[&str]) -> Siege {
     raise_own_limit();
     let arrangement = Arrangement {
         workloads: &["intruder"],
         svid_ttl: Duration::from_secs(3600),
         config: INTRUDER,
-        under,
+        behind,
         ..Arrangement::default()
     };
     Siege::around(name, House::arranged(arrangement).await).await
@@ -115,11 +115,11 @@ impl Strangers {
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn handshakes_that_do_not_go_on_keep_nobody_out() {
     let name = "attack, slow handshakes";
-    for (limit, under, words) in [
+    for (limit, behind, words) in [
         ("a soft limit of 1024", SOFT_LIMIT, &b""[..]),
         ("a hard limit of 1024", HARD_LIMIT, BEGUN),
     ] {
-        let siege = besieged(name, under).await;
+        let siege = besieged(name, behind).await;
         let door = Door::of(&siege.house, None);
         let mut strangers = Strangers::come(&door, STRANGERS, words);
         until("strangers who come again", async || {

@@ -43,7 +43,7 @@ fn holds(bytes: &[u8], part: &[u8]) -> bool {
 async fn no_key_token_or_parameter_is_told_at_the_loudest() {
     let name = "attack, logs";
     let house = House::arranged(Arrangement {
-        under: LOUD,
+        behind: LOUD,
         ..Arrangement::default()
     })
     .await;
