@@ -132,10 +132,7 @@ async fn names_that_mean_something_to_topics_logs_or_paths_come_nowhere() {
 
     // Each line of the audit is one of ours, and each of the log begins with a time.
     for line in siege.audit() {
-        assert!(
-            line["decision"].is_string() && line["method"] != "ReleaseRobot",
-            "{line}"
-        );
+        assert!(line["method"] != "ReleaseRobot", "{line}");
     }
     let log = house.gateway.output();
     for line in log.lines() {
