@@ -103,11 +103,6 @@ impl GatewayProcess {
         self.process.wait(patience).await
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.process.id()
-    }
-
     /// What it wrote to standard error and output, over all its starts.
     pub fn output(&self) -> String {
         self.process.output()

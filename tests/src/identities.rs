@@ -81,6 +81,12 @@ impl Identities {
         manager
     }
 
+    /// Writes a certificate that is not renewed into a folder: `svid.pem`, `key.pem`, `bundle.pem`.
+    pub fn write_lasting(&self, hint: &str, ttl: Duration, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        self.lasting(hint, ttl).write(dir);
+    }
+
     /// A certificate of this authority that is not renewed, for peers that cannot be told of a new
     /// one.
     pub(crate) fn lasting(&self, hint: &str, ttl: Duration) -> Files {

@@ -18,7 +18,7 @@ use tokio::{net::TcpStream, task::JoinHandle};
 
 /// The gateway writes commands and cancels, reads what robots say, and clears retained statuses.
 /// A robot reads its own commands and writes its own statuses, and the status topic that all robots
-/// share.
+/// share. `fleet` is many robots behind one connection.
 const ACL: &str = "\
 user robotics-gateway.portarium.svc
 topic write portarium/+/robots/+/commands/+
@@ -26,6 +26,12 @@ topic write portarium/+/missions/+/cancel
 topic readwrite portarium/+/missions/+/status
 topic readwrite portarium/+/robots/+/missions/+/status
 topic read portarium/+/robots/+/presence
+
+user fleet
+topic read portarium/+/robots/+/commands/+
+topic read portarium/+/missions/+/cancel
+topic write portarium/+/robots/+/missions/+/status
+topic write portarium/+/robots/+/presence
 
 pattern read portarium/+/robots/%u/commands/+
 pattern read portarium/+/missions/+/cancel
@@ -222,7 +228,7 @@ impl Files {
         }
     }
 
-    fn write(&self, dir: &Path) {
+    pub(crate) fn write(&self, dir: &Path) {
         write(&dir.join("bundle.pem"), &self.bundle);
         write(&dir.join("svid.pem"), &self.chain);
         write(&dir.join("key.pem"), &self.key);

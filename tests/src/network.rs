@@ -104,7 +104,7 @@ impl Network {
             ["--net", "--", "sleep", "infinity"],
             &self.dir.path().join("log"),
         );
-        let pid = holder.id().to_string();
+        let pid = holder.pid().to_string();
         let (ours, theirs) = (format!("to{number}"), format!("from{number}"));
         let enter = ["-t", &pid, "-n", "--"];
         let there = |words: &[&str]| run("nsenter", &[&enter, words].concat());

@@ -111,7 +111,7 @@ async fn hours_of_missions_and_faults_leave_memory_files_threads_and_journal_as_
     let mut load = Load::start(&caller, &ROBOTS, SHORT);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let looking = tokio::spawn({
-        let (seen, pid) = (seen.clone(), gateway.id());
+        let (seen, pid) = (seen.clone(), gateway.pid());
         async move { look(pid, &journal, &seen).await }
     });
     let began = Instant::now();
