@@ -66,6 +66,11 @@ impl Engine {
             Ok(()) => {}
             Err(error) => return Err(error.clone()),
         }
+        // What could not be accepted is not kept: it cannot be said to be cancelled, and comes anew
+        // if it is asked for again.
+        if mission.number().is_none() {
+            return Ok(Cancelled::Unknown);
+        }
         Ok(match change {
             Change::Ended => Cancelled::Now(at),
             Change::Made => Cancelled::Requested,

@@ -187,3 +187,20 @@ async fn a_cancel_action_reaches_its_robot_whatever_keeps_its_record_out() {
         assert!(backlog <= crate::journal::BACKLOG_LIMIT + 1, "{backlog}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_mission_that_could_not_be_accepted_is_not_said_to_be_cancelled() {
+    let sim = Sim::new().await;
+    sim.dispatch("m0").await.unwrap();
+    sim.disk(Disk::Hangs);
+    let refused = sim.begin(mission("r", "m1")).await;
+    let engine = sim.engine();
+    let cancel = tokio::spawn(async move { engine.cancel(&"m1".parse().unwrap(), "").await });
+    idle().await;
+    sim.disk(Disk::Full);
+    sleep(Duration::from_secs(1)).await;
+    assert!(refused.await.unwrap().is_err());
+    sim.disk(Disk::Well);
+    assert_eq!(cancel.await.unwrap().unwrap(), Cancelled::Unknown);
+    sim.dispatch("m1").await.unwrap();
+}
