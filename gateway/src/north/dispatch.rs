@@ -103,7 +103,7 @@ impl Service {
         echo: Echo,
     ) -> pb::DispatchMissionResponse {
         let at = SystemTime::now();
-        let caller = Arc::from(principal.caller().as_str());
+        let caller = principal.caller().into();
         let about = About::command(&command);
         let permitted = self.gate.permitted(principal, METHOD, about);
         match self.engine.stop(caller, command.clone()).await {
@@ -127,7 +127,7 @@ impl Service {
         command: Command,
         echo: Echo,
     ) -> Result<pb::DispatchMissionResponse, Status> {
-        let caller = Arc::from(principal.caller().as_str());
+        let caller = principal.caller();
         let asked = Arc::new(command);
         let permitted = self
             .gate
@@ -138,7 +138,7 @@ impl Service {
         } else {
             &self.dispatches
         };
-        let place = places.enter(principal.caller());
+        let place = places.enter(caller.clone());
         let result = match self.wrong_fleet(&asked) {
             Some(refusal) => Err(refusal),
             None if place.is_none() && !cancels => Err(Refusal::Unreachable {
@@ -146,7 +146,7 @@ impl Service {
                 retry_after: Duration::from_secs(1),
             }),
             None => {
-                let accepted = self.engine.dispatch(caller, (*asked).clone());
+                let accepted = self.engine.dispatch(caller.into(), (*asked).clone());
                 timeout(patience(place.as_ref()), accepted).await.map_err(|_| {
                     Status::unavailable(
                         "the journal has not answered; ask again with the same keys to learn what came of it",

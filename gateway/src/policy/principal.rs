@@ -80,10 +80,11 @@ impl Caller {
         };
         Self(Arc::from(&whole[..whole.len() - pod]))
     }
+}
 
-    /// The caller as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
+impl From<Caller> for Arc<str> {
+    fn from(caller: Caller) -> Self {
+        caller.0
     }
 }
 

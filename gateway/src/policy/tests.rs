@@ -284,7 +284,7 @@ fn the_caller_is_the_id_without_the_pod() {
         ),
         ("spiffe://a.b", "spiffe://a.b"),
     ] {
-        assert_eq!(who(id).caller().as_str(), caller);
+        assert_eq!(who(id).caller().to_string(), caller);
     }
 }
 
@@ -293,7 +293,7 @@ fn the_development_caller_may_everything_and_comes_from_the_configuration_only()
     let config = config("development = true\n");
     let anyone = Principal::Development(config.development.unwrap());
     let policy = config.reloadable.policy;
-    assert_eq!(anyone.caller().as_str(), "development");
+    assert_eq!(anyone.caller().to_string(), "development");
     for method in Method::ALL {
         assert!(policy.may_call(&anyone, method));
         let said = says(
