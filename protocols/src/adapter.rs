@@ -5,7 +5,7 @@ use crate::{
     mission::{Command, MissionStatus},
 };
 use async_trait::async_trait;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -147,6 +147,16 @@ impl Speaker {
     }
 }
 
+impl fmt::Display for Speaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Robot(robot) => robot.fmt(f),
+            // Of which there may be thousands.
+            Self::OneOf(robots) => write!(f, "one of {} robots on a shared topic", robots.len()),
+        }
+    }
+}
+
 /// A robot's word on a mission or a stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -193,3 +203,18 @@ pub enum Update {
 
 /// Where adapters put their updates. Bounded: an adapter that waits here lets its wire wait.
 pub type UpdateSender = mpsc::Sender<Update>;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn speakers_are_told_in_few_words_however_many_there_are() {
+        let robots = (0..10_000).map(|n| format!("r-{n}").parse().unwrap());
+        let told = Speaker::OneOf(Arc::new(robots.collect())).to_string();
+        assert_eq!(told, "one of 10000 robots on a shared topic");
+        let alone = Speaker::Robot("r".parse().unwrap());
+        assert_eq!(alone.to_string(), "r");
+    }
+}

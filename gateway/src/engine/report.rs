@@ -189,7 +189,9 @@ impl RobotState {
         };
         let robot = &open.mission.command.robot_id;
         if !report.speaker.may_be(robot) {
-            tracing::warn!(mission = %id, %robot, speaker = ?report.speaker, "a report on the mission of another robot; ignored");
+            if self.strangers.is_due(Instant::now()) {
+                tracing::warn!(mission = %id, %robot, speaker = %report.speaker, "a report on the mission of another robot; such are ignored");
+            }
             return Change::None;
         }
         match open.mission.command.action_type {
@@ -311,7 +313,7 @@ impl RobotState {
             MissionStatus::Executing | MissionStatus::WaitingPreemption => StopAnswer::Accepted,
             MissionStatus::Succeeded => StopAnswer::Stationary,
             MissionStatus::Failed => {
-                tracing::error!(speaker = ?report.speaker, stop = %report.mission, reason = report.detail, "the robot did not stop");
+                tracing::error!(speaker = %report.speaker, stop = %report.mission, reason = report.detail, "the robot did not stop");
                 if self.stop.answered.0 <= number {
                     self.stop.answered = (number, Some(Err(report.detail.clone())));
                 }

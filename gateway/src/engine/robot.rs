@@ -87,6 +87,8 @@ pub(super) struct RobotState {
     /// What it may still say of its missions.
     pub(super) words: Words,
     pub(super) wordy: Complaint,
+    /// Others speak of its missions.
+    pub(super) strangers: Complaint,
 }
 
 /// A mission that has not ended.
@@ -221,6 +223,7 @@ impl RobotState {
             stop: StopLane::default(),
             words: Words::default(),
             wordy: Complaint::default(),
+            strangers: Complaint::default(),
         }
     }
 
