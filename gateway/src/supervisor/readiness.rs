@@ -25,10 +25,12 @@ pub(super) async fn identity(manager: SvidManager, component: Component) {
             _ = ticks.tick() => {}
             Ok(()) = snapshots.changed() => {}
         }
+        // In this order: the state tells then why there is none.
+        let none = manager.current().is_none();
         match manager.state() {
             IdentityState::Ready => component.ready(),
             state @ IdentityState::ClockInDoubt(_) => component.not_ready(state),
-            state if manager.current().is_none() => component.not_ready(state),
+            state if none => component.not_ready(state),
             // The last good SVID still serves.
             _ => component.ready(),
         }
