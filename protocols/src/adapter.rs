@@ -175,6 +175,18 @@ pub struct Report {
     pub detail: String,
 }
 
+/// What was said in a robot's name and is not believed: no message of the contract, or one on what is
+/// not the speaker's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disbelieved {
+    /// Who said it.
+    pub speaker: Speaker,
+    /// The mission that it was on, where it named one.
+    pub mission: Option<MissionId>,
+    /// What is wrong with it, for people. Nothing of what was said.
+    pub reason: String,
+}
+
 /// Whether a robot can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
@@ -192,6 +204,8 @@ pub enum Link {
 pub enum Update {
     /// A robot's word on a mission.
     Report(Report),
+    /// A word that was dropped. Adapters do not wait for a place for these.
+    Disbelieved(Disbelieved),
     /// A robot can be reached now, or no longer. After `Up` the engine sends what it kept.
     Link {
         /// The robot.

@@ -415,6 +415,7 @@ async fn the_adapters_watch_resumes_on_each_new_connection_and_no_update_is_lost
                 next += 1;
             }
             Update::Link { link, .. } => links.push(link),
+            Update::Disbelieved(said) => panic!("{said:?}"),
         }
     }
     let robot = reporting.await.unwrap();

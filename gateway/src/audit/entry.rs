@@ -26,10 +26,10 @@ pub enum Decision {
 pub struct Entry<'a> {
     /// What was decided.
     pub decision: Decision,
-    /// The RPC's name, `handshake`, `recheck`, `HTTP/2` or `reload`.
+    /// The RPC's name, `handshake`, `report`, `recheck`, `HTTP/2` or `reload`.
     #[serde(serialize_with = "bounded")]
     pub method: &'a str,
-    /// Who asked: a principal or a SPIFFE ID.
+    /// Who asked: a principal or a SPIFFE ID; of a report, the robot.
     #[serde(serialize_with = "shown", skip_serializing_if = "Option::is_none")]
     pub caller: Option<&'a dyn Shown>,
     /// The serial number of the caller's certificate.
@@ -96,7 +96,7 @@ pub(super) struct Gap {
     pub(super) dropped: u64,
 }
 
-/// Stands for refused handshakes that got no line of their own.
+/// Stands for what was refused and got no line of its own.
 #[derive(Serialize)]
 pub(super) struct Suppressed<'a> {
     pub(super) time: Stamp,

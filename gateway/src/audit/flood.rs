@@ -1,5 +1,6 @@
-//! Refused handshakes. Anyone who reaches the port can cause them, and must not fill the disk: a
-//! few per second get a line each, and the rest of that second is told in one line per reason.
+//! What is refused without a call: handshakes, and what is said in a robot's name. Anyone who reaches
+//! the port, or the broker, can cause them, and must not fill the disk: a few of each kind per second
+//! get a line each, and the rest of that second is told in one line per reason.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,47 @@ const OTHERS: &str = "other reasons";
 
 /// The reasons of those that got no line, and how many there were of each.
 pub(super) type Suppressed = BTreeMap<Box<str>, u64>;
+
+/// What is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Handshake,
+    Report,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::Handshake, Self::Report];
+
+    /// As its lines name it.
+    pub(super) fn method(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Report => "report",
+        }
+    }
+}
+
+/// All kinds; none takes the place of another.
+#[derive(Debug, Default)]
+pub(super) struct Floods {
+    handshakes: Flood,
+    reports: Flood,
+}
+
+impl Floods {
+    pub(super) fn of(&self, kind: Kind) -> &Flood {
+        match kind {
+            Kind::Handshake => &self.handshakes,
+            Kind::Report => &self.reports,
+        }
+    }
+
+    /// When the first second is over that is running, if one is.
+    pub(super) fn over(&self) -> Option<Instant> {
+        let over = Kind::ALL.iter().filter_map(|kind| self.of(*kind).over());
+        over.min()
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Flood(Mutex<Window>);

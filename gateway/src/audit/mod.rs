@@ -9,7 +9,8 @@
 //!
 //! (on one line). Fields that do not apply are left out. Parameters, keys and tokens have no
 //! field. Where lines had to be given up, `{"time":…,"dropped":n}` stands in their place, and
-//! where many handshakes were refused for one reason, one line has the number in `suppressed`.
+//! where many handshakes, or robots' words, were refused for one reason, one line has the number in
+//! `suppressed`.
 //!
 //! `chain` is a hash over the line and the one before, across files and starts; [`verify`] finds
 //! by it what was changed. A line with `audit` in it says where the chain goes on from.
@@ -33,8 +34,9 @@ pub use verify::{Broken, NotVerified, Problem, Unfinished, Verified, verify};
 
 use entry::{Line, Stamp};
 use file::LogFile;
-use flood::Flood;
+use flood::{Floods, Kind};
 use portarium_identity::SpiffeId;
+use portarium_protocols::adapter::Speaker;
 use std::{
     io,
     net::SocketAddr,
@@ -90,7 +92,7 @@ struct Shared {
     /// The hash of the last line that is on the disk.
     head: Mutex<Option<ChainHash>>,
     closing: AtomicBool,
-    flood: Flood,
+    floods: Floods,
     suppressed: AtomicU64,
     ended: Mutex<Receiver<()>>,
 }
@@ -102,7 +104,7 @@ pub struct AuditCounts {
     pub queued: u64,
     /// Lines given up since the start: queue full, or not written.
     pub dropped: u64,
-    /// Refused handshakes since the start that were told together with others.
+    /// Refused handshakes and robots' words since the start that were told together with others.
     pub suppressed: u64,
     /// Writes and syncs that failed since the start.
     pub write_errors: u64,
@@ -129,7 +131,7 @@ impl Audit {
             written: AtomicU64::new(0),
             head: Mutex::new(None),
             closing: AtomicBool::new(false),
-            flood: Flood::default(),
+            floods: Floods::default(),
             suppressed: AtomicU64::new(0),
             ended: Mutex::new(ended),
         });
@@ -160,7 +162,7 @@ impl Audit {
             serial,
             remote: Some(remote),
             outcome: "admitted",
-            ..Entry::new(Decision::Allowed, "handshake")
+            ..Entry::new(Decision::Allowed, Kind::Handshake.method())
         };
         self.record(now, &entry);
     }
@@ -174,8 +176,7 @@ impl Audit {
         shown: Option<(&SpiffeId, &str)>,
         reason: &str,
     ) {
-        if !self.shared.flood.admits(reason) {
-            self.shared.suppressed.fetch_add(1, Ordering::Relaxed);
+        if !self.shared.admits(Kind::Handshake, reason) {
             return;
         }
         let entry = Entry {
@@ -183,7 +184,28 @@ impl Audit {
             serial: shown.map_or("", |(_, serial)| serial),
             remote: Some(remote),
             reason,
-            ..Entry::new(Decision::Refused, "handshake")
+            ..Entry::new(Decision::Refused, Kind::Handshake.method())
+        };
+        self.record(now, &entry);
+    }
+
+    /// Writes down that what was said in a robot's name is not believed. Beyond a few per second as
+    /// handshakes.
+    pub fn report_refused(
+        &self,
+        now: SystemTime,
+        speaker: &Speaker,
+        mission_id: &str,
+        reason: &str,
+    ) {
+        if !self.shared.admits(Kind::Report, reason) {
+            return;
+        }
+        let entry = Entry {
+            caller: Some(speaker),
+            mission_id,
+            reason,
+            ..Entry::new(Decision::Refused, Kind::Report.method())
         };
         self.record(now, &entry);
     }
@@ -275,6 +297,15 @@ impl Audit {
 }
 
 impl Shared {
+    /// Whether this one gets a line of its own; it is counted if not.
+    fn admits(&self, kind: Kind, reason: &str) -> bool {
+        let admitted = self.floods.of(kind).admits(reason);
+        if !admitted {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
+    }
+
     /// Gives lines up: `untold` are to be told by the next line, `new` of them are new.
     fn drop_lines(&self, untold: u64, new: u64) {
         self.dropped.fetch_add(untold, Ordering::Relaxed);

@@ -4,6 +4,7 @@ use super::{
     Message, Shared,
     chain::{ChainHash, Goes, Mark, Torn},
     entry::{Decision, Gap, Marked, Stamp, Suppressed},
+    flood::Kind,
 };
 use serde::Serialize;
 use std::{
@@ -68,8 +69,8 @@ enum Part {
     Decision,
     /// Tells of lines that were given up before.
     Gap(u64),
-    /// Tells of handshakes that were refused for this reason.
-    Suppressed(Box<str>, u64),
+    /// Tells of those that were refused for this reason.
+    Suppressed(Kind, Box<str>, u64),
     /// Is owed again.
     Mark,
 }
@@ -122,7 +123,7 @@ impl<S: Sink> Writer<S> {
                 Err(RecvTimeoutError::Timeout) => true,
                 Err(RecvTimeoutError::Disconnected) => false,
             };
-            if self.shared.flood.over().is_some_and(is_past) {
+            if self.shared.floods.over().is_some_and(is_past) {
                 self.tell_suppressed();
             }
             self.write();
@@ -164,7 +165,10 @@ impl<S: Sink> Writer<S> {
             return CLOSING_POLL;
         }
         let sync = self.unsynced_since.map(|since| since + SYNC_EVERY);
-        let due = [sync, self.shared.flood.over()].into_iter().flatten().min();
+        let due = [sync, self.shared.floods.over()]
+            .into_iter()
+            .flatten()
+            .min();
         due.map_or(Duration::MAX, |due| {
             due.saturating_duration_since(Instant::now())
         })
@@ -222,15 +226,17 @@ impl<S: Sink> Writer<S> {
     }
 
     fn tell_suppressed(&mut self) {
-        for (reason, count) in self.shared.flood.end() {
-            let line = Suppressed {
-                time: Stamp(SystemTime::now()),
-                decision: Decision::Refused,
-                method: "handshake",
-                reason: &reason,
-                suppressed: count,
-            };
-            self.push_own(&line, Part::Suppressed(reason.clone(), count));
+        for kind in Kind::ALL {
+            for (reason, count) in self.shared.floods.of(kind).end() {
+                let line = Suppressed {
+                    time: Stamp(SystemTime::now()),
+                    decision: Decision::Refused,
+                    method: kind.method(),
+                    reason: &reason,
+                    suppressed: count,
+                };
+                self.push_own(&line, Part::Suppressed(kind, reason.clone(), count));
+            }
         }
     }
 
@@ -335,7 +341,9 @@ impl<S: Sink> Writer<S> {
         match lost {
             Part::Decision => self.shared.drop_lines(1, 1),
             Part::Gap(untold) => self.shared.drop_lines(untold, 0),
-            Part::Suppressed(reason, count) => self.shared.flood.untold(&reason, count),
+            Part::Suppressed(kind, reason, count) => {
+                self.shared.floods.of(kind).untold(&reason, count)
+            }
             Part::Mark => self.mark_owed = true,
         }
     }

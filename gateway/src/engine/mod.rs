@@ -41,7 +41,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use index::Index;
 use portarium_protocols::{
-    adapter::{Adapter, Update},
+    adapter::{Adapter, Disbelieved, Update},
     ids::RobotId,
     mission::MissionStatus,
 };
@@ -71,6 +71,8 @@ pub trait EngineObserver: Send + Sync {
     fn stop_sent(&self, after: Duration);
     /// A commit of so many appends took so long.
     fn committed(&self, took: Duration, appends: usize);
+    /// Something was said in a robot's name that is not believed.
+    fn disbelieved(&self, said: &Disbelieved);
 }
 
 /// Bounds that are not a robot's own.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::journal::{Append, BACKLOG_LIMIT, Record};
 use portarium_protocols::{
-    adapter::{Link, Report, StopAnswer, Update},
+    adapter::{Disbelieved, Link, Report, StopAnswer, Update},
     ids::{MissionId, RobotId},
     mission::{ActionType, Command, CompletionMode, MissionStatus},
 };
@@ -39,6 +39,7 @@ pub(super) async fn pump(inner: Arc<Inner>, mut updates: mpsc::Receiver<Update>)
             update = updates.recv(), if kept.len() < KEPT => match update {
                 None => return,
                 Some(Update::Link { robot, link }) => inner.link(&robot, link),
+                Some(Update::Disbelieved(said)) => inner.world.observer.disbelieved(&said),
                 // Behind those that are kept, in the order in which they were said.
                 Some(Update::Report(report))
                     if (is_behind() || !kept.is_empty()) && !inner.is_on_stop(&report) =>
@@ -189,9 +190,7 @@ impl RobotState {
         };
         let robot = &open.mission.command.robot_id;
         if !report.speaker.may_be(robot) {
-            if self.strangers.is_due(Instant::now()) {
-                tracing::warn!(mission = %id, %robot, speaker = %report.speaker, "a report on the mission of another robot; such are ignored");
-            }
+            self.disbelieve(report, "it is on the mission of another robot");
             return Change::None;
         }
         match open.mission.command.action_type {
@@ -204,7 +203,7 @@ impl RobotState {
             ActionType::ExecuteAction => {}
         }
         if !open.offered {
-            tracing::warn!(mission = %id, status = %report.status, "a report on a mission that was not sent; ignored");
+            self.disbelieve(report, "it is on a mission that was not sent");
             return Change::None;
         }
         self.robot_has(id);
@@ -225,6 +224,17 @@ impl RobotState {
             said => said,
         };
         self.take_word(status, id, &word, records)
+    }
+
+    fn disbelieve(&mut self, report: &Report, why: &str) {
+        if self.strangers.is_due(Instant::now()) {
+            tracing::warn!(mission = %report.mission, speaker = %report.speaker, "a report is not believed: {why}; such are ignored");
+        }
+        self.observer.disbelieved(&Disbelieved {
+            speaker: report.speaker.clone(),
+            mission: Some(report.mission.clone()),
+            reason: why.to_owned(),
+        });
     }
 
     fn take_word(

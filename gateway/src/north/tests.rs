@@ -12,7 +12,8 @@ use futures::{future::join_all, poll};
 use portarium_identity::{Peer, SpiffeId};
 use portarium_protocols::{
     adapter::{
-        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
+        Adapter, Cancel, Disbelieved, DispatchError, Handover, Link, Reconciled, SignalError,
+        StopAnswer, Update,
     },
     ids::RobotId,
     mission::{Command, MissionStatus},
@@ -56,6 +57,7 @@ impl EngineObserver for Deaf {
     fn outcome_unknown(&self, _: bool) {}
     fn stop_sent(&self, _: Duration) {}
     fn committed(&self, _: Duration, _: usize) {}
+    fn disbelieved(&self, _: &Disbelieved) {}
 }
 
 /// A service whose journal's writer does not run: nothing is ever committed.

@@ -9,6 +9,7 @@ use crate::{
 };
 use portarium_identity::SvidManager;
 use portarium_protocols::{
+    adapter::Disbelieved,
     grpc::{Admission, Connections, pb::DispatchStatus},
     mission::MissionStatus,
 };
@@ -18,36 +19,49 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Hands everything on to the metrics.
-pub(super) struct ToMetrics(pub(super) Arc<Metrics>);
+/// Hands everything on to the metrics, and what is not believed to the audit.
+pub(super) struct Observer {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) audit: Audit,
+}
 
-impl EngineObserver for ToMetrics {
+impl EngineObserver for Observer {
     fn entered(&self, adapter: &'static str, from: Option<MissionStatus>, to: MissionStatus) {
-        self.0.mission_changed(adapter, from, to);
+        self.metrics.mission_changed(adapter, from, to);
     }
 
     fn recovered(&self, adapter: &'static str, status: MissionStatus) {
-        self.0.mission_recovered(adapter, status);
+        self.metrics.mission_recovered(adapter, status);
     }
 
     fn forgotten(&self, adapter: &'static str, status: MissionStatus) {
-        self.0.mission_forgotten(adapter, status);
+        self.metrics.mission_forgotten(adapter, status);
     }
 
     fn outcome_unknown(&self, _: bool) {}
 
     fn stop_sent(&self, after: Duration) {
-        self.0.stop_sent(after);
+        self.metrics.stop_sent(after);
     }
 
     fn committed(&self, took: Duration, appends: usize) {
-        self.0.journal_committed(took, appends);
+        self.metrics.journal_committed(took, appends);
+    }
+
+    fn disbelieved(&self, said: &Disbelieved) {
+        let mission = said.mission.as_ref();
+        self.audit.report_refused(
+            SystemTime::now(),
+            &said.speaker,
+            mission.map_or("", |mission| mission.as_str()),
+            &said.reason,
+        );
     }
 }
 
-impl ServiceObserver for ToMetrics {
+impl ServiceObserver for Observer {
     fn dispatched(&self, status: DispatchStatus, took: Duration) {
-        self.0.dispatch_answered(status, took);
+        self.metrics.dispatch_answered(status, took);
     }
 }
 

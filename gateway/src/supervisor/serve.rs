@@ -4,7 +4,7 @@ use super::{
     Gateway, Orders,
     adapters::Adapters,
     descriptors,
-    observe::{self, ToMetrics},
+    observe::{self, Observer},
     readiness,
     reload::{Reloader, recheck_callers},
 };
@@ -98,7 +98,10 @@ impl Gateway {
         } = journal;
         let (updates, received) = mpsc::channel(UPDATES);
         let adapters = Arc::new(Adapters::start(&config, with, &updates)?);
-        let observer = Arc::new(ToMetrics(metrics.clone()));
+        let observer = Arc::new(Observer {
+            metrics: metrics.clone(),
+            audit: audit.clone(),
+        });
         let world = World {
             clock: Arc::new(SystemClock),
             observer: observer.clone(),

@@ -7,7 +7,7 @@ use super::{
     topic::{self, Heard},
 };
 use crate::{
-    adapter::{Report, Speaker, Update, UpdateSender},
+    adapter::{Disbelieved, Report, Speaker, Update, UpdateSender},
     ids::MissionId,
 };
 use rumqttc::v5::mqttbytes::v5::{Publish, SubscribeReasonCode};
@@ -76,15 +76,17 @@ impl Inbox {
         match self.read(publish) {
             Ok(Some(report)) => self.pass_on(publish.pkid, report),
             Ok(None) => Acknowledge::Now,
-            Err(error) => {
+            Err((error, disbelieved)) => {
                 self.complain(&publish.topic, &error);
+                // What finds no place is counted all the same.
+                let _ = self.updates.try_send(Update::Disbelieved(disbelieved));
                 Acknowledge::Now
             }
         }
     }
 
     /// `None`: it says nothing to the engine.
-    fn read(&self, publish: &Publish) -> Result<Option<Report>, PayloadError> {
+    fn read(&self, publish: &Publish) -> Result<Option<Report>, (PayloadError, Disbelieved)> {
         let Some(heard) = topic::parse(&publish.topic) else {
             return Ok(None);
         };
@@ -98,7 +100,11 @@ impl Inbox {
         }
         let (speaker, mission) = match heard {
             Heard::Presence { tenant, robot } => {
-                let online = payload::parse_presence(&publish.payload)?;
+                let Some(speaker) = self.robot(tenant, robot) else {
+                    return Ok(None);
+                };
+                let online = payload::parse_presence(&publish.payload)
+                    .map_err(|error| disbelieved(error, speaker, None))?;
                 self.router.presence(tenant, robot, online, publish.retain);
                 return Ok(None);
             }
@@ -114,21 +120,21 @@ impl Inbox {
                 tenant,
                 robot,
                 mission,
-            } => {
-                let fleet = self.router.fleet();
-                match fleet.robot(robot).filter(|r| r.tenant.as_str() == tenant) {
-                    Some(known) => (Speaker::Robot(known.robot_id.clone()), mission),
-                    None => return Ok(None),
-                }
-            }
+            } => match self.robot(tenant, robot) {
+                Some(speaker) => (speaker, mission),
+                None => return Ok(None),
+            },
         };
         let Ok(mission) = mission.parse::<MissionId>() else {
-            return Ok(None);
+            return Err(disbelieved(PayloadError::MissionId, speaker, None));
         };
         if self.router.is_of_another(&speaker, &mission) {
-            return Err(PayloadError::Speaker);
+            return Err(disbelieved(PayloadError::Speaker, speaker, Some(mission)));
         }
-        let read = payload::parse_status(&publish.payload)?;
+        let read = match payload::parse_status(&publish.payload) {
+            Ok(read) => read,
+            Err(error) => return Err(disbelieved(error, speaker, Some(mission))),
+        };
         Ok(Some(Report {
             speaker,
             mission,
@@ -137,6 +143,14 @@ impl Inbox {
             observed_at: read.observed_at,
             detail: read.detail,
         }))
+    }
+
+    fn robot(&self, tenant: &str, robot: &str) -> Option<Speaker> {
+        let fleet = self.router.fleet();
+        let known = fleet
+            .robot(robot)
+            .filter(|known| known.tenant.as_str() == tenant)?;
+        Some(Speaker::Robot(known.robot_id.clone()))
     }
 
     fn pass_on(&mut self, id: u16, report: Report) -> Acknowledge {
@@ -210,6 +224,19 @@ impl Inbox {
             );
         }
     }
+}
+
+fn disbelieved(
+    error: PayloadError,
+    speaker: Speaker,
+    mission: Option<MissionId>,
+) -> (PayloadError, Disbelieved) {
+    let disbelieved = Disbelieved {
+        speaker,
+        mission,
+        reason: error.to_string(),
+    };
+    (error, disbelieved)
 }
 
 #[cfg(test)]

@@ -36,6 +36,13 @@ fn next(engine: &mut mpsc::Receiver<Update>) -> Option<(Option<RobotId>, Mission
     }
 }
 
+fn disbelieved(engine: &mut mpsc::Receiver<Update>) -> Option<Disbelieved> {
+    match engine.try_recv() {
+        Ok(Update::Disbelieved(disbelieved)) => Some(disbelieved),
+        _ => None,
+    }
+}
+
 #[test]
 fn the_robot_is_named_only_where_the_topic_is_its_own() {
     let (mut inbox, mut engine) = inbox(true, 10);
@@ -70,7 +77,9 @@ fn nobody_reports_on_the_mission_of_another_robot_or_tenant() {
     ] {
         let forged = message(forged, 1, "succeeded");
         assert_eq!(inbox.accept(&forged), Acknowledge::Now);
-        assert_eq!(next(&mut engine), None);
+        let told = disbelieved(&mut engine).unwrap();
+        assert_eq!(told.mission.as_ref(), Some(&mission));
+        assert!(told.reason.contains("another robot"), "{told:?}");
         // Nor is it an answer to the question what became of the mission.
         assert_eq!(inbox.router.last(&mission), None);
     }
@@ -92,15 +101,39 @@ fn strangers_other_tenants_and_clearings_are_dropped_and_acknowledged() {
         ),
         message("portarium/u/robots/r/missions/m/status", 1, "executing"),
         message("portarium/t/missions/m/status", 1, "executing"),
-        message("portarium/t/robots/r/missions/a b/status", 1, "executing"),
-        message("portarium/t/robots/r/missions/m/status", 1, "nonsense"),
         message("elsewhere", 1, "executing"),
         cleared,
     ] {
         assert_eq!(inbox.accept(&publish), Acknowledge::Now);
-        assert_eq!(next(&mut engine), None);
+        assert!(engine.try_recv().is_err());
     }
-    assert_eq!(inbox.counters.invalid.load(Ordering::Relaxed), 1);
+    assert_eq!(inbox.counters.invalid.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_a_robot_says_that_is_no_message_is_told_as_its_own_but_waited_for_by_nobody() {
+    let (mut inbox, mut engine) = inbox(false, 3);
+    let robot = Speaker::Robot("r".parse().unwrap());
+    let nonsense = [
+        "portarium/t/robots/r/missions/m/status",
+        "portarium/t/robots/r/missions/a b/status",
+        "portarium/t/robots/r/presence",
+    ];
+    for topic in nonsense.iter().cycle().take(10) {
+        let said = message(topic, 1, "nonsense");
+        assert_eq!(inbox.accept(&said), Acknowledge::Now);
+    }
+    for mission in [Some("m"), None, None] {
+        let told = disbelieved(&mut engine).unwrap();
+        assert_eq!(told.speaker, robot);
+        assert_eq!(told.mission.as_ref().map(|m| m.as_str()), mission);
+        assert!(!told.reason.contains("nonsense"), "{told:?}");
+    }
+    assert!(
+        engine.try_recv().is_err(),
+        "only as many as there was room for"
+    );
+    assert_eq!(inbox.counters.invalid.load(Ordering::Relaxed), 10);
 }
 
 #[tokio::test]

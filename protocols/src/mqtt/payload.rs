@@ -130,6 +130,9 @@ pub enum PayloadError {
     /// A status or a presence that the contract does not have.
     #[error("it names a state that the contract does not have")]
     State,
+    /// The topic's mission id is none.
+    #[error("its topic names no mission")]
+    MissionId,
     /// Its topic is another robot's, or another tenant's, than the mission is of.
     #[error("it is about a mission of another robot or tenant")]
     Speaker,

@@ -409,6 +409,7 @@ impl Gateway {
                 Update::Link { link, .. } => {
                     self.link_down |= link != portarium_protocols::adapter::Link::Up;
                 }
+                Update::Disbelieved(said) => panic!("{said:?}"),
             }
         }
     }

@@ -14,6 +14,7 @@ use rumqttc::{
     },
 };
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use serde_json::Value;
 use std::{
     sync::{
         Arc,
@@ -107,6 +108,17 @@ impl Drop for Robot {
     }
 }
 
+/// The audit's lines on what was not believed, and how many words they tell of.
+fn audited(siege: &Siege) -> (Vec<Value>, usize) {
+    let mut lines = siege.audit();
+    lines.retain(|line| line["method"] == "report");
+    let words = lines
+        .iter()
+        .map(|line| line["suppressed"].as_u64().unwrap_or(1));
+    let words = words.sum::<u64>() as usize;
+    (lines, words)
+}
+
 fn status(status: &str, detail: &str) -> String {
     format!(
         r#"{{"schemaVersion":1,"sentAt":"2026-01-02T03:04:05.678Z","payload":{{"status":"{status}","detail":"{detail}"}}}}"#
@@ -182,6 +194,13 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
         )
         .await;
     house.watch.reaches(victim, "Succeeded").await;
+    // Those that the broker let through are audited, most of them in a few lines.
+    until("the audit of all lies", async || audited(&siege).1 >= lies).await;
+    let (lines, audited) = audited(&siege);
+    assert_eq!(audited, lies);
+    let wanted = ("m".into(), victim.into());
+    let named = |line: &Value| (line["caller"].clone(), line["mission_id"].clone()) == wanted;
+    assert!(lines.iter().filter(|line| named(line)).count() >= 20);
     let log = house.gateway.output();
     let told = log
         .lines()
@@ -191,9 +210,11 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
     figure(
         name,
         &format!(
-            "{} lies on four topics: 0 believed, {} refused by the broker, {told} lines in the log",
+            "{} lies on four topics: 0 believed, {} refused by the broker, {audited} audited in {} lines, \
+             {told} lines in the log",
             lies * 4,
-            lies * 2
+            lies * 2,
+            lines.len(),
         ),
     );
     drop((robot, other));
@@ -325,11 +346,21 @@ async fn what_a_robot_says_that_is_no_message_is_dropped() {
     .await;
     let after = journal(&house.gateway.journal_file())["nonsense"].states;
     assert_eq!(after, before + 1, "the last word alone");
+    until("the audit of all nonsense", async || {
+        audited(&siege).1 >= said
+    })
+    .await;
+    let (lines, audited) = audited(&siege);
+    assert_eq!(audited, said);
+    assert!(lines.iter().all(|line| line["decision"] == "refused"));
     let log = house.gateway.output();
     assert!(log.lines().all(|line| !line.chars().any(char::is_control)));
     figure(
         name,
-        &format!("{count} kinds on two topics, 3 topics of no mission: 0 believed"),
+        &format!(
+            "{count} kinds on two topics, 3 topics of no mission: 0 believed, {audited} audited in {} lines",
+            lines.len()
+        ),
     );
     drop(robot);
     siege.lift(32).await;

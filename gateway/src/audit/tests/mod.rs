@@ -330,6 +330,31 @@ fn refused_handshakes_are_bounded_in_rate_and_the_rest_is_told_by_reason() {
 }
 
 #[test]
+fn refused_handshakes_hide_no_word_that_is_not_believed() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), 1000).unwrap();
+    let remote = "192.0.2.1:5".parse().unwrap();
+    let robot = Speaker::Robot("r".parse().unwrap());
+    for _ in 0..LINES_PER_SECOND + 5 {
+        audit.handshake_refused(NOW, remote, None, "no certificate");
+    }
+    for _ in 0..LINES_PER_SECOND + 7 {
+        audit.report_refused(NOW, &robot, "m1", "no message");
+    }
+    assert!(audit.close(LONG));
+    let content = disk.content();
+    let lines = lines(&content);
+    let reports: Vec<_> = lines
+        .iter()
+        .filter(|line| line["method"] == "report")
+        .collect();
+    assert_eq!(reports.len() as u32, LINES_PER_SECOND + 1);
+    assert_eq!(reports[0]["caller"], "r");
+    assert_eq!(reports[0]["mission_id"], "m1");
+    assert_eq!(reports[LINES_PER_SECOND as usize]["suppressed"], 7);
+}
+
+#[test]
 fn reasons_that_peers_make_up_take_a_bounded_number_of_lines() {
     let disk = Disk::default();
     let audit = Audit::start(disk.clone(), 1000).unwrap();

@@ -108,12 +108,16 @@ fn one_of(robots: &[&str]) -> Speaker {
 async fn a_robot_has_no_word_on_anothers_mission_nor_has_a_branch_that_is_not_its_own() {
     let sim = Sim::new().await;
     sim.dispatch("m1").await.unwrap();
+    let other = Speaker::Robot("other".parse().unwrap());
     sim.report(Report {
-        speaker: Speaker::Robot("other".parse().unwrap()),
+        speaker: other.clone(),
         ..report("m1", MissionStatus::Succeeded)
     })
     .await;
     assert_eq!(sim.status("m1").await, "Dispatched");
+    let told = sim.disbelieved();
+    assert_eq!((told.len(), &told[0].speaker), (1, &other));
+    assert_eq!(told[0].mission, Some("m1".parse().unwrap()));
     sim.report(Report {
         speaker: one_of(&["other", "another"]),
         ..report("m1", MissionStatus::Succeeded)
@@ -126,6 +130,7 @@ async fn a_robot_has_no_word_on_anothers_mission_nor_has_a_branch_that_is_not_it
     })
     .await;
     assert_eq!(sim.status("m1").await, "Executing");
+    assert_eq!(sim.disbelieved().len(), 1, "of the second");
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,6 +223,9 @@ async fn a_word_on_a_mission_that_was_not_sent_does_not_keep_it_from_the_robot()
     sim.dispatch("m2").await.unwrap();
     sim.say("m2", MissionStatus::Succeeded).await;
     assert_eq!(sim.status("m2").await, "Pending");
+    let told = sim.disbelieved();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].reason.contains("not sent"), "{told:?}");
     sim.disk(Disk::Hangs);
     sim.say("m1", MissionStatus::Succeeded).await;
     // m2's attempt is on its way to the disk.

@@ -11,7 +11,7 @@ use crate::{
     journal::{Batch, Journal, JournalError, Opened, Retention, Writer},
 };
 use portarium_protocols::{
-    adapter::{Link, Report, Update},
+    adapter::{Disbelieved, Link, Report, Update},
     ids::{MissionId, RobotId},
     mission::{ActionType, Command, MissionStatus},
 };
@@ -65,16 +65,20 @@ impl Clock for TestClock {
     }
 }
 
-/// Hears nothing.
-struct Deaf;
+/// Hears of what is not believed, and of nothing else.
+#[derive(Default, Clone)]
+struct Ear(Arc<Mutex<Vec<Disbelieved>>>);
 
-impl EngineObserver for Deaf {
+impl EngineObserver for Ear {
     fn entered(&self, _: &'static str, _: Option<MissionStatus>, _: MissionStatus) {}
     fn recovered(&self, _: &'static str, _: MissionStatus) {}
     fn forgotten(&self, _: &'static str, _: MissionStatus) {}
     fn outcome_unknown(&self, _: bool) {}
     fn stop_sent(&self, _: Duration) {}
     fn committed(&self, _: Duration, _: usize) {}
+    fn disbelieved(&self, said: &Disbelieved) {
+        self.0.lock().unwrap().push(said.clone());
+    }
 }
 
 /// What runs between two crashes.
@@ -97,6 +101,7 @@ pub(super) struct Sim {
     disk: watch::Sender<Disk>,
     commits: Arc<Mutex<Vec<usize>>>,
     looks: Arc<AtomicUsize>,
+    ear: Ear,
     life: Option<Life>,
 }
 
@@ -124,6 +129,7 @@ impl Sim {
             disk: watch::Sender::new(Disk::Well),
             commits: Arc::default(),
             looks: Arc::default(),
+            ear: Ear::default(),
             life: None,
         };
         change(&mut sim);
@@ -155,7 +161,7 @@ impl Sim {
         let (updates, received) = mpsc::channel(256);
         let world = World {
             clock,
-            observer: Arc::new(Deaf),
+            observer: Arc::new(self.ear.clone()),
             limits: self.limits,
         };
         let specs = self.connected(&dead);
@@ -332,6 +338,11 @@ impl Sim {
     pub(super) async fn report(&self, report: Report) {
         self.updates().send(Update::Report(report)).await.unwrap();
         idle().await;
+    }
+
+    /// What was not believed since the last time.
+    pub(super) fn disbelieved(&self) -> Vec<Disbelieved> {
+        std::mem::take(&mut self.ear.0.lock().unwrap())
     }
 
     pub(super) async fn link(&self, robot: &str, up: bool) {

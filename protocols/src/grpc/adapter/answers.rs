@@ -1,7 +1,9 @@
 //! What a robot's answers mean.
 
 use crate::{
-    adapter::{DispatchError, Handover, Reconciled, Report, SignalError, Speaker, StopAnswer},
+    adapter::{
+        Disbelieved, DispatchError, Handover, Reconciled, Report, SignalError, Speaker, StopAnswer,
+    },
     grpc::{ChannelError, Down, channel::with_sources, convert::printable, pb},
     ids::{MissionId, RobotId},
 };
@@ -190,20 +192,36 @@ fn report_of_status(
     })
 }
 
-/// `None` where it is malformed, of unknown outcome or of another robot behind the same server.
-pub(super) fn report_of_update(robot: &RobotId, update: &pb::MissionUpdate) -> Option<Report> {
+/// `None` where it is of unknown outcome or of another robot behind the same server.
+pub(super) fn report_of_update(
+    robot: &RobotId,
+    update: &pb::MissionUpdate,
+) -> Result<Option<Report>, Disbelieved> {
     let own = update.robot_id.is_empty() || update.robot_id == robot.as_str();
     if !own || update.outcome_unknown {
-        return None;
+        return Ok(None);
     }
-    Some(Report {
-        speaker: Speaker::Robot(robot.clone()),
-        mission: update.mission_id.parse().ok()?,
-        status: update.status.parse().ok()?,
+    let speaker = Speaker::Robot(robot.clone());
+    let disbelieved = |mission, reason: &str| Disbelieved {
+        speaker: speaker.clone(),
+        mission,
+        reason: reason.to_owned(),
+    };
+    let Ok(mission) = update.mission_id.parse::<MissionId>() else {
+        return Err(disbelieved(None, "an update that names no mission"));
+    };
+    let Ok(status) = update.status.parse() else {
+        let reason = "an update that names a state that the contract does not have";
+        return Err(disbelieved(Some(mission), reason));
+    };
+    Ok(Some(Report {
+        speaker,
+        mission,
+        status,
         action_execution_id: printable(&update.action_execution_id, MAX_EXECUTION_ID),
         observed_at: printable(&update.observed_at, MAX_TIME),
         detail: printable(&update.detail, MAX_DETAIL),
-    })
+    }))
 }
 
 impl From<Down> for SignalError {
@@ -351,26 +369,35 @@ mod tests {
             observed_at: "t".repeat(1000),
             ..Default::default()
         };
-        let report = report_of_update(&robot, &update).unwrap();
+        let report = report_of_update(&robot, &update).unwrap().unwrap();
         assert_eq!(report.speaker, Speaker::Robot(robot.clone()));
         assert!(report.detail.len() <= MAX_DETAIL && !report.detail.contains('\u{1b}'));
         assert_eq!(report.action_execution_id, "e".repeat(MAX_EXECUTION_ID));
         assert_eq!(report.observed_at.len(), MAX_TIME);
-        for wrong in [
-            pb::MissionUpdate {
-                robot_id: "r-2".into(),
-                ..update.clone()
-            },
-            pb::MissionUpdate {
-                status: "dancing".into(),
-                ..update.clone()
-            },
-            pb::MissionUpdate {
-                mission_id: "a/b".into(),
-                ..update
-            },
+        let of_another = pb::MissionUpdate {
+            robot_id: "r-2".into(),
+            ..update.clone()
+        };
+        assert_eq!(report_of_update(&robot, &of_another), Ok(None));
+        for (wrong, mission) in [
+            (
+                pb::MissionUpdate {
+                    status: "dancing".into(),
+                    ..update.clone()
+                },
+                Some(&report.mission),
+            ),
+            (
+                pb::MissionUpdate {
+                    mission_id: "a/b".into(),
+                    ..update
+                },
+                None,
+            ),
         ] {
-            assert_eq!(report_of_update(&robot, &wrong), None);
+            let told = report_of_update(&robot, &wrong).unwrap_err();
+            assert_eq!(told.speaker, Speaker::Robot(robot.clone()));
+            assert_eq!(told.mission.as_ref(), mission);
         }
     }
 }

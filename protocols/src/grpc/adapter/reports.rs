@@ -129,8 +129,12 @@ async fn keep_watch(shared: &Shared, channel: &Channel, watch: &Watch) {
 
 async fn take_update(shared: &Shared, watch: &Watch, update: &pb::MissionUpdate) {
     match answers::report_of_update(&shared.robot, update) {
-        Some(report) => tell_report(shared, report).await,
-        None => tracing::debug!(robot = %shared.robot, "an update that says nothing was dropped"),
+        Ok(Some(report)) => tell_report(shared, report).await,
+        Ok(None) => {}
+        // Nobody waits for a place for these.
+        Err(disbelieved) => {
+            let _ = shared.updates.try_send(Update::Disbelieved(disbelieved));
+        }
     }
     // Only now: this task may be dropped while it waits for the engine.
     if update.position > 0 {

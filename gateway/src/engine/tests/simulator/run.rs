@@ -12,7 +12,7 @@ use crate::{
     engine::{Engine, EngineObserver, Limits, RobotSpec, World},
     journal::{Journal, Opened, Reader, Retention, Update},
 };
-use portarium_protocols::{ids::RobotId, mission::MissionStatus};
+use portarium_protocols::{adapter::Disbelieved, ids::RobotId, mission::MissionStatus};
 use std::{
     path::PathBuf,
     sync::Arc,
@@ -63,6 +63,7 @@ impl EngineObserver for Deaf {
     fn outcome_unknown(&self, _: bool) {}
     fn stop_sent(&self, _: Duration) {}
     fn committed(&self, _: Duration, _: usize) {}
+    fn disbelieved(&self, _: &Disbelieved) {}
 }
 
 pub(super) struct Run {

@@ -381,6 +381,7 @@ impl fmt::Display for Heard<'_> {
         match self.0 {
             Update::Report(r) => write!(f, "{} {} from {:?}", r.mission, r.status, r.speaker),
             Update::Link { robot, link } => write!(f, "{robot} is {link:?}"),
+            Update::Disbelieved(said) => write!(f, "nonsense from {}", said.speaker),
         }
     }
 }
