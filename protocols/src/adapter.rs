@@ -204,7 +204,8 @@ pub enum Link {
 pub enum Update {
     /// A robot's word on a mission.
     Report(Report),
-    /// A word that was dropped. Adapters do not wait for a place for these.
+    /// A word that was dropped. Where others speak on the same connection, an adapter does not wait
+    /// for a place for it.
     Disbelieved(Disbelieved),
     /// A robot can be reached now, or no longer. After `Up` the engine sends what it kept.
     Link {

@@ -1,6 +1,6 @@
 //! A client of the mission service, as a control plane is one.
 
-use crate::{Identities, hints, identities::only, soon};
+use crate::{Identities, hints, only, soon};
 use portarium_identity::SvidManager;
 use portarium_protocols::grpc::{
     ALPN, Channel, ChannelError, Connection,

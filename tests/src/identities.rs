@@ -41,7 +41,7 @@ pub fn spiffe_id(hint: &str) -> String {
 }
 
 /// A policy that admits one of them alone.
-pub(crate) fn only(hint: &str) -> PeerPolicy {
+pub fn only(hint: &str) -> PeerPolicy {
     PeerPolicy::new([spiffe_id(hint).parse::<SpiffeIdPattern>().unwrap()])
 }
 

@@ -37,7 +37,7 @@ pub use config::{Config, Ports};
 pub use disk::SmallDisk;
 pub use gateway::GatewayProcess;
 pub use house::{Arrangement, House};
-pub use identities::{Identities, hints, spiffe_id};
+pub use identities::{Identities, hints, only, spiffe_id};
 pub use load::{Acknowledged, INSISTENCE, Load, Operator};
 pub use mosquitto::Mosquitto;
 pub use network::{Fault, Network, Place, in_a_network_of_its_own};

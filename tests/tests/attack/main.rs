@@ -18,5 +18,6 @@ mod logs;
 mod messages;
 mod names;
 mod robots;
+mod servers;
 mod siege;
 mod wire;

@@ -131,10 +131,7 @@ async fn take_update(shared: &Shared, watch: &Watch, update: &pb::MissionUpdate)
     match answers::report_of_update(&shared.robot, update) {
         Ok(Some(report)) => tell_report(shared, report).await,
         Ok(None) => {}
-        // Nobody waits for a place for these.
-        Err(disbelieved) => {
-            let _ = shared.updates.try_send(Update::Disbelieved(disbelieved));
-        }
+        Err(disbelieved) => tell(shared, Update::Disbelieved(disbelieved)).await,
     }
     // Only now: this task may be dropped while it waits for the engine.
     if update.position > 0 {
