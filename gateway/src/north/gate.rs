@@ -94,8 +94,8 @@ impl Gate {
 
     /// Who calls.
     pub(super) fn principal(&self, extensions: &Extensions) -> Option<Principal> {
-        match (extensions.get::<Peer>(), self.development) {
-            (Some(peer), _) => Some(Principal::from(peer)),
+        match (extensions.get::<Arc<Peer>>(), self.development) {
+            (Some(peer), _) => Some(Principal::Spiffe(peer.clone())),
             (None, Some(proof)) => Some(Principal::Development(proof)),
             (None, None) => None,
         }

@@ -9,7 +9,6 @@ use crate::{
     policy::{Actions, Caller, Method, Rule, Selection},
 };
 use futures::{future::join_all, poll};
-use portarium_identity::{Peer, SpiffeId};
 use portarium_protocols::{
     adapter::{
         Adapter, Cancel, Disbelieved, DispatchError, Handover, Link, Reconciled, SignalError,
@@ -18,7 +17,7 @@ use portarium_protocols::{
     ids::RobotId,
     mission::{Command, MissionStatus},
 };
-use std::{path::PathBuf, pin::pin, time::SystemTime};
+use std::{path::PathBuf, pin::pin};
 use tokio::sync::mpsc;
 
 /// A robot that is there and obeys.
@@ -153,24 +152,15 @@ fn from_caller<T>(message: T) -> Request<T> {
 
 fn from<T>(id: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let now = SystemTime::now();
-    request.extensions_mut().insert(Peer {
-        spiffe_id: SpiffeId::new(id).unwrap(),
-        serial: "01".into(),
-        not_after: now,
-        own_generation: 1,
-        own_not_after: now,
-        own_deadline: tokio::time::Instant::now(),
-    });
+    let Principal::Spiffe(peer) = Principal::workload(id) else {
+        panic!("it has a SPIFFE ID");
+    };
+    request.extensions_mut().insert(peer);
     request
 }
 
 fn caller(id: &str) -> Caller {
-    Principal::Spiffe {
-        id: SpiffeId::new(id).unwrap(),
-        serial: "01".into(),
-    }
-    .caller()
+    Principal::workload(id).caller()
 }
 
 fn mission(id: &str) -> pb::DispatchMissionRequest {
@@ -304,8 +294,8 @@ async fn a_stop_does_not_wait_for_an_audit_that_hangs() {
     .await;
     let service = &stalled.service;
     while stalled.audit.counts().dropped == 0 {
-        let listed = service.list(&from_caller(pb::ListRobotsRequest::default()));
-        listed.unwrap();
+        let list = from_caller(pb::ListRobotsRequest::default());
+        service.list(&list).unwrap();
     }
     let began = std::time::Instant::now();
     let stopped = service.dispatch(from_caller(stop("s-1"))).await.unwrap();

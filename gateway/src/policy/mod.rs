@@ -103,8 +103,9 @@ impl Policy {
     /// The cheap tests come first; nothing here allocates.
     fn any(&self, who: &Principal, allows: impl Fn(&Rule) -> bool) -> bool {
         match who {
-            Principal::Spiffe { id, .. } => {
-                self.rules.iter().any(|rule| allows(rule) && rule.names(id))
+            Principal::Spiffe(peer) => {
+                let names = |rule: &Rule| rule.names(&peer.spiffe_id);
+                self.rules.iter().any(|rule| allows(rule) && names(rule))
             }
             Principal::Development(_) => true,
         }
@@ -119,10 +120,10 @@ impl Policy {
     ) -> Refusal {
         let mut reason = format!("no rule lets {who} {}", method.asks(robot, action));
         let admitting: Vec<String> = match who {
-            Principal::Spiffe { id, .. } => {
+            Principal::Spiffe(peer) => {
                 let rules = self.rules.iter().zip(1..);
                 rules
-                    .filter(|(rule, _)| rule.names(id))
+                    .filter(|(rule, _)| rule.names(&peer.spiffe_id))
                     .map(|(_, n)| n.to_string())
                     .collect()
             }

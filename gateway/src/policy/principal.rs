@@ -7,13 +7,8 @@ use std::{fmt, sync::Arc};
 /// Who makes a request, authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
-    /// A workload, by the SVID it showed.
-    Spiffe {
-        /// Its whole SPIFFE ID.
-        id: SpiffeId,
-        /// Its certificate's serial number, lower-case hex.
-        serial: Arc<str>,
-    },
+    /// A workload, by the SVID that it showed on its connection.
+    Spiffe(Arc<Peer>),
     /// Whoever calls a development gateway over plaintext; it may do everything. The proof makes
     /// sure that it exists nowhere else.
     Development(Development),
@@ -23,7 +18,7 @@ impl Principal {
     /// The scope of this principal's keys.
     pub fn caller(&self) -> Caller {
         match self {
-            Self::Spiffe { id, .. } => Caller::of(id),
+            Self::Spiffe(peer) => Caller::of(&peer.spiffe_id),
             Self::Development(_) => Caller(Arc::from("development")),
         }
     }
@@ -31,18 +26,26 @@ impl Principal {
     /// The serial number of the certificate shown; `None` in development.
     pub fn serial(&self) -> Option<&str> {
         match self {
-            Self::Spiffe { serial, .. } => Some(serial),
+            Self::Spiffe(peer) => Some(&peer.serial),
             Self::Development(_) => None,
         }
     }
 }
 
-impl From<&Peer> for Principal {
-    fn from(peer: &Peer) -> Self {
-        Self::Spiffe {
-            id: peer.spiffe_id.clone(),
-            serial: Arc::from(peer.serial.as_str()),
-        }
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl Principal {
+    /// Whoever has this SPIFFE ID, with a certificate of the serial number 01.
+    pub(crate) fn workload(id: &str) -> Self {
+        let now = std::time::SystemTime::now();
+        Self::Spiffe(Arc::new(Peer {
+            spiffe_id: SpiffeId::new(id).unwrap(),
+            serial: "01".into(),
+            not_after: now,
+            own_generation: 1,
+            own_not_after: now,
+            own_deadline: tokio::time::Instant::now(),
+        }))
     }
 }
 
@@ -50,7 +53,7 @@ impl From<&Peer> for Principal {
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Spiffe { id, .. } => fmt::Display::fmt(id, f),
+            Self::Spiffe(peer) => fmt::Display::fmt(&peer.spiffe_id, f),
             Self::Development(_) => f.write_str("development"),
         }
     }

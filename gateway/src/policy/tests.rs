@@ -46,10 +46,7 @@ fn policy() -> Policy {
 }
 
 fn who(id: &str) -> Principal {
-    Principal::Spiffe {
-        id: SpiffeId::new(id).unwrap(),
-        serial: "01".into(),
-    }
+    Principal::workload(id)
 }
 
 fn planner() -> Principal {

@@ -86,7 +86,7 @@ impl Default for ServerLimits {
 /// returns. The caller bounds that wait by dropping the future, which cuts what is left.
 ///
 /// `tls` may be `None` in development only, and then only on a loopback address. Handlers find
-/// the authenticated caller by `request.extensions().get::<Peer>()`; without TLS there is none.
+/// the authenticated caller by `request.extensions().get::<Arc<Peer>>()`; without TLS there is none.
 ///
 /// A connection is asked to finish (GOAWAY) shortly before min(own, peer) NotAfter, at a jittered
 /// time, and cut at it, whatever is on it.
@@ -238,7 +238,7 @@ impl Server {
         let stream = LeasedStream::new(io, registered.cut.clone(), ends, PREFACE_BYTES, None);
         let service = service_fn(|mut request: Request<Incoming>| {
             if let Some(peer) = &peer {
-                request.extensions_mut().insert(Peer::clone(peer));
+                request.extensions_mut().insert(peer.clone());
             }
             answer(self.routes.clone(), &registered.share, request)
         });

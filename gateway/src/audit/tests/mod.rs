@@ -125,10 +125,7 @@ fn a_decision_is_one_line_with_the_fields_that_apply() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.jsonl");
     let audit = Audit::open(&path, ONE_FILE).unwrap();
-    let who = Principal::Spiffe {
-        id: SpiffeId::new("spiffe://a.b/ns/n/sa/s/pod").unwrap(),
-        serial: "4f".into(),
-    };
+    let who = Principal::workload("spiffe://a.b/ns/n/sa/s/pod");
     let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_006);
     audit.record(
         now,
@@ -152,7 +149,7 @@ fn a_decision_is_one_line_with_the_fields_that_apply() {
         line.lines().nth(1).unwrap(),
         concat!(
             r#"{"time":"2026-01-02T03:04:05.006Z","decision":"refused","method":"DispatchMission","#,
-            r#""caller":"spiffe://a.b/ns/n/sa/s/pod","serial":"4f","mission_id":"m-1","#,
+            r#""caller":"spiffe://a.b/ns/n/sa/s/pod","serial":"01","mission_id":"m-1","#,
             r#""robot_id":"amr-7","action_type":"robot:execute_action","#,
             r#""action_name":"dock\n\u001b","outcome":"POLICY_BLOCKED","reason":"no rule""#
         )
