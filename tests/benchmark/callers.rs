@@ -1,6 +1,6 @@
 //! The callers, in a process of their own: they say on standard output what they saw, in JSON.
 
-use portarium_identity::{PeerPolicy, SvidConfig, SvidManager};
+use portarium_identity::{ClientTls, PeerPolicy, SvidConfig, SvidManager};
 use portarium_protocols::grpc::{
     ALPN, Channel, Connection,
     pb::{self, mission_service_client::MissionServiceClient},
@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Callers {
     #[arg(long)]
     pub port: u16,
+    /// The Workload API; plaintext without.
     #[arg(long)]
     pub socket: Option<String>,
     #[arg(long, default_value_t = 64)]
@@ -118,17 +119,10 @@ struct Book {
 
 /// Runs them, and prints what they saw.
 pub async fn run(callers: Callers) {
-    let manager = SvidManager::start(SvidConfig {
-        endpoint_socket: callers.socket.clone(),
-        hint: Some(hints::CONTROL_PLANE.into()),
-    })
-    .unwrap();
-    manager.ready().await;
-    let policy = PeerPolicy::new([spiffe_id(hints::GATEWAY).parse().unwrap()]);
-    let tls = callers
-        .socket
-        .as_ref()
-        .map(|_| manager.client_tls(policy, ALPN));
+    let tls = match &callers.socket {
+        Some(socket) => Some(identity(socket).await),
+        None => None,
+    };
     let connections: Vec<_> = (0..callers.connections)
         .map(|_| {
             let target = format!("localhost:{}", callers.port).parse().unwrap();
@@ -178,6 +172,18 @@ pub async fn run(callers: Callers) {
     seen.lost = tasks.len() as u64;
     seen.all = book.done.load(Ordering::Acquire);
     println!("{}", serde_json::to_string(&seen).unwrap());
+}
+
+/// The control plane's, towards the gateway.
+async fn identity(socket: &str) -> ClientTls {
+    let manager = SvidManager::start(SvidConfig {
+        endpoint_socket: Some(socket.to_owned()),
+        hint: Some(hints::CONTROL_PLANE.into()),
+    })
+    .unwrap();
+    manager.ready().await;
+    let policy = PeerPolicy::new([spiffe_id(hints::GATEWAY).parse().unwrap()]);
+    manager.client_tls(policy, ALPN)
 }
 
 /// Waits for what is under way; those tasks are left that wait in vain.

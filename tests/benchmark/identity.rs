@@ -3,12 +3,13 @@
 use crate::{
     Effort,
     callers::Kind,
-    stage::Stage,
+    sides::{Side, alternate, cpu_micros, quotients, rates},
+    stage::{Stage, mqtt_robots},
     table::{Bound, Table},
 };
 use portarium_identity::{ClientTls, PeerPolicy, SvidConfig, SvidManager};
 use portarium_protocols::grpc::ALPN;
-use portarium_tests::{binary, hints, spiffe_id};
+use portarium_tests::{Config, GatewayProcess, Mosquitto, binary, hints, spiffe_id};
 use std::{
     process::Stdio,
     time::{Duration, Instant, SystemTime},
@@ -64,26 +65,17 @@ async fn shake(tls: ClientTls, port: u16, until: Instant) -> u64 {
 
 /// The mission service's door against a bare accept loop.
 pub async fn handshakes(stage: &Stage, table: &mut Table, effort: Effort) {
+    table.part("mutual TLS handshakes, 16 clients");
     let (mut bare, mut ours) = (Vec::new(), Vec::new());
     for _ in 0..effort.runs {
         bare.push(measured(stage, stage.bridge.accept_port, effort.seconds).await);
         ours.push(measured(stage, stage.gateway.ports.grpc, effort.seconds).await);
     }
+    table.row("bare accept loop", &bare, "handshakes/s", Bound::None);
+    table.row("mission service", &ours, "handshakes/s", Bound::None);
+    let ratios = quotients(&ours, &bare);
     table.row(
-        "bare accept loop, 16 clients",
-        &bare,
-        "handshakes/s",
-        Bound::None,
-    );
-    table.row(
-        "mission service, 16 clients",
-        &ours,
-        "handshakes/s",
-        Bound::None,
-    );
-    let ratios: Vec<f64> = ours.iter().zip(&bare).map(|(a, b)| a / b).collect();
-    table.row(
-        "  of the bare accept loop",
+        "mission service, of the bare accept loop",
         &ratios,
         "",
         Bound::AtLeast(0.8),
@@ -111,6 +103,8 @@ async fn measured(stage: &Stage, port: u16, seconds: f64) -> f64 {
 
 /// Throughput in the second that follows a rotation against the others.
 pub async fn rotation(stage: &Stage, table: &mut Table, effort: Effort) {
+    table.part("rotation under load");
+    let gateway = stage.side(Kind::Gateway);
     let (mut ratios, mut failed) = (Vec::new(), 0);
     for _ in 0..effort.runs {
         let rotations = async {
@@ -122,7 +116,7 @@ pub async fn rotation(stage: &Stage, table: &mut Table, effort: Effort) {
             }
             at
         };
-        let (seen, rotations) = tokio::join!(stage.callers(Kind::Gateway, 15.0, &[]), rotations);
+        let (seen, rotations) = tokio::join!(gateway.callers(15.0, &[]), rotations);
         let in_rotation = |at: f64| rotations.iter().any(|r| (*r..r + 1.1).contains(&at));
         let part = |which: bool| -> Vec<f64> {
             let of = seen
@@ -136,15 +130,49 @@ pub async fn rotation(stage: &Stage, table: &mut Table, effort: Effort) {
         failed += seen.failed;
     }
     table.row(
-        "seconds of a rotation, of the others",
+        "missions/s in the seconds of a rotation, of the others",
         &ratios,
         "",
         Bound::AtLeast(0.8),
     );
     table.row(
-        "calls that failed in rotations",
+        "calls that failed",
         &[failed as f64],
         "",
         Bound::AtMost(0.0),
     );
+}
+
+/// Everything with identities, against the same gateway, broker, robots and callers in
+/// `development`: without TLS and policy. The audit is written in both, since nothing can switch
+/// it off.
+pub async fn tax(stage: &Stage, table: &mut Table, effort: Effort) {
+    table.part("identity tax, 64 callers");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let broker = Mosquitto::plaintext(path).await;
+    let robots = stage.callers_robots;
+    let _fleet = mqtt_robots(path, broker.port, &["--plaintext"], robots).await;
+    let mut config = Config::development(path).broker("main", broker.port);
+    for n in 0..robots {
+        config = config.mqtt_robot(&format!("r-{n}"), "redelivery = \"idempotent\"");
+    }
+    let gateway = GatewayProcess::start(path, &config).await;
+    let with = stage.side(Kind::Gateway);
+    let without = Side {
+        port: gateway.ports.grpc,
+        process: gateway.pid(),
+        socket: None,
+        ..with.clone()
+    };
+    let [without, with] = alternate([&without, &with], effort, &[]).await;
+    let (plain, ours) = (rates(&without), rates(&with));
+    table.row("development, plaintext", &plain, "missions/s", Bound::None);
+    table.row("with identities", &ours, "missions/s", Bound::None);
+    let kept = quotients(&ours, &plain);
+    let taxes: Vec<f64> = kept.iter().map(|kept| 100.0 * (1.0 - kept)).collect();
+    table.row("tax", &taxes, "%", Bound::AtMost(20.0));
+    let (plain, ours) = (cpu_micros(&without), cpu_micros(&with));
+    table.row("development, CPU per mission", &plain, "µs", Bound::None);
+    table.row("with identities, CPU per mission", &ours, "µs", Bound::None);
 }

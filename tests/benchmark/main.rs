@@ -12,16 +12,20 @@
 mod bare;
 mod callers;
 mod identity;
+mod machine;
 mod missions;
 mod scale;
+mod sides;
 mod signals;
+mod southbound;
 mod stage;
 mod table;
 
 use clap::{Parser, Subcommand};
-use stage::{Stage, fsync_cost};
-use std::{fs, path::PathBuf};
-use table::{Bound, Table};
+use machine::Machine;
+use stage::Stage;
+use std::{path::PathBuf, time::Duration};
+use table::{Bound, Table, median};
 
 #[derive(Parser)]
 #[command(about = "The gateway measured against a bare bridge")]
@@ -46,6 +50,8 @@ struct Cli {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     Missions,
+    Southbound,
+    Tax,
     Signals,
     Handshakes,
     Rotation,
@@ -99,17 +105,23 @@ async fn main() {
 }
 
 async fn measure(effort: Effort, only: &[Part]) -> Table {
-    let mut table = Table::default();
+    let mut table = Table::new();
+    let machine = Machine::look(&mut table).await;
     let stage = Stage::start(64).await;
-    let fsync = fsync_cost(stage.path());
-    println!("{}", machine());
-    let cost = [fsync.as_secs_f64() * 1e3];
-    table.row("one fsync of 4 KiB", &cost, "ms", Bound::None);
+    let fsyncs = machine::fsyncs(stage.path());
+    table.row("one fsync of 4 KiB", &fsyncs, "ms", Bound::None);
+    let fsync = Duration::from_secs_f64(median(&fsyncs) / 1e3);
     let wanted = |part| only.is_empty() || only.contains(&part);
     let mut maximum = None;
     if wanted(Part::Missions) {
         maximum = Some(missions::throughput(&stage, &mut table, effort).await);
         missions::one_caller(&stage, &mut table, effort, fsync).await;
+    }
+    if wanted(Part::Southbound) {
+        southbound::throughput(&mut table, effort).await;
+    }
+    if wanted(Part::Tax) {
+        identity::tax(&stage, &mut table, effort).await;
     }
     if wanted(Part::Signals) {
         let maximum = match maximum {
@@ -129,18 +141,7 @@ async fn measure(effort: Effort, only: &[Part]) -> Table {
         scale::at_once(&mut table).await;
         scale::registry_and_history(&stage, &mut table, effort).await;
     }
+    machine.conclude(&mut table);
+    table.conclude();
     table
-}
-
-fn machine() -> String {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo");
-    let model = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("", |rest| rest.trim_start_matches([' ', '\t', ':']));
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let load = read("/proc/loadavg");
-    let load: Vec<&str> = load.split(' ').take(3).collect();
-    format!("{cores} × {model}, load average {}", load.join(" "))
 }

@@ -56,6 +56,7 @@ pub async fn run(args: Idle) {
 
 /// What an idle client costs.
 pub async fn idle_clients(stage: &Stage, table: &mut Table) {
+    table.part("1,000 connected idle clients");
     let before = resident(stage.gateway.pid());
     let clients = Process::start(
         &binary("bench"),
@@ -74,20 +75,16 @@ pub async fn idle_clients(stage: &Stage, table: &mut Table) {
     .await;
     sleep(Duration::from_secs(2)).await;
     let each = (resident(stage.gateway.pid()) as f64 - before as f64) / CLIENTS as f64;
-    table.row(
-        "1,000 connected idle clients, resident each",
-        &[each / 1024.0],
-        "kB",
-        Bound::AtMost(64.0),
-    );
+    table.row("resident each", &[each / 1024.0], "kB", Bound::AtMost(64.0));
 }
 
 /// 10,000 robots and 100,000 finished missions, against an empty gateway.
 pub async fn registry_and_history(empty: &Stage, table: &mut Table, effort: Effort) {
+    table.part("10,000 robots, 100,000 finished missions");
     let mut full = Stage::start(ROBOTS).await;
     let mut finished = 0;
     while finished < FINISHED {
-        let seen = full.callers(Kind::Gateway, 10.0, &[]).await;
+        let seen = full.side(Kind::Gateway).callers(10.0, &[]).await;
         finished += seen.all as usize;
         eprintln!("{finished} missions finished");
     }
@@ -98,31 +95,31 @@ pub async fn registry_and_history(empty: &Stage, table: &mut Table, effort: Effo
         full.gateway.restart().await;
         starts.push(began.elapsed().as_secs_f64());
     }
-    table.row(
-        "10,000 robots and 100,000 missions, start to ready",
-        &starts,
-        "s",
-        Bound::AtMost(2.0),
-    );
+    table.row("start to ready", &starts, "s", Bound::AtMost(2.0));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let some = [("--callers", "4".to_owned()), ("--rate", "100".to_owned())];
     for _ in 0..effort.runs {
         for (stage, p50s) in [(&full, &mut ours), (empty, &mut theirs)] {
-            let seen = stage.callers(Kind::Flood, effort.seconds, &some).await;
+            let seen = stage.side(Kind::Flood).callers(effort.seconds, &some).await;
             p50s.push(seen.latency(0.5).as_secs_f64() * 1e3);
         }
     }
-    table.row("  dispatch, p50", &ours, "ms", Bound::None);
+    table.row("dispatch, p50", &ours, "ms", Bound::None);
     table.row(
-        "  dispatch on an empty gateway, p50",
+        "dispatch on an empty gateway, p50",
         &theirs,
         "ms",
         Bound::None,
     );
     let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a / b).collect();
-    table.row("  times the empty gateway", &ratios, "", Bound::AtMost(1.2));
     table.row(
-        "  resident",
+        "dispatch, times the empty gateway",
+        &ratios,
+        "",
+        Bound::AtMost(1.2),
+    );
+    table.row(
+        "resident",
         &[resident(full.gateway.pid()) as f64 / (1024.0 * 1024.0)],
         "MB",
         Bound::AtMost(150.0),
@@ -131,23 +128,19 @@ pub async fn registry_and_history(empty: &Stage, table: &mut Table, effort: Effo
 
 /// A thousand robots, one mission each at once.
 pub async fn at_once(table: &mut Table) {
+    table.part("1,000 robots, one mission each at once");
     let stage = Stage::start(1_000).await;
     let each = [
         ("--callers", "1000".to_owned()),
         ("--turns", "1".to_owned()),
     ];
-    let seen = stage.callers(Kind::Gateway, 0.0, &each).await;
+    let seen = stage.side(Kind::Gateway).callers(0.0, &each).await;
     let last = seen.latencies.last().copied().unwrap_or(u64::MAX);
     table.row(
-        "1,000 missions to 1,000 robots at once, all ended",
+        "ended",
         &[seen.all as f64],
         "missions",
         Bound::AtLeast(1_000.0),
     );
-    table.row(
-        "  the last one after",
-        &[last as f64 / 1e6],
-        "s",
-        Bound::None,
-    );
+    table.row("the last one after", &[last as f64 / 1e6], "s", Bound::None);
 }

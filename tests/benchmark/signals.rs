@@ -70,7 +70,9 @@ struct Took {
 /// At 70 % of the measured maximum, and under callers that never wait.
 pub async fn latency(stage: &Stage, table: &mut Table, effort: Effort, maximum: f64) {
     let certificates = stage.path().join("bare");
-    let bare = Rival::start(stage.path(), "bare-stop", stage.broker.port, &certificates).await;
+    let port = stage.broker.port.to_string();
+    let to = ["mqtt", "--client-id", "bare-stop", "--broker", &port];
+    let bare = Rival::start(stage.path(), "bare-stop", &certificates, &to).await;
     let busy = [("--rate", format!("{:.0}", 0.7 * maximum))];
     rows(stage, table, effort, &bare, Load::Busy(&busy)).await;
     rows(stage, table, effort, &bare, Load::Flood).await;
@@ -87,6 +89,7 @@ async fn rows(stage: &Stage, table: &mut Table, effort: Effort, bare: &Rival, lo
         Load::Busy(_) => ("at 70 % load", 2.0),
         Load::Flood => ("at overload", 3.0),
     };
+    table.part(&format!("stops and cancels {name}"));
     let mut ratios = [Vec::new(), Vec::new()];
     let mut p99s = [Vec::new(), Vec::new(), Vec::new()];
     let (mut lost, mut shed, mut failed) = (0, 0, 0);
@@ -94,17 +97,13 @@ async fn rows(stage: &Stage, table: &mut Table, effort: Effort, bare: &Rival, lo
         let signals = signals(stage, bare, effort.seconds);
         let (seen, took) = match load {
             Load::Busy(more) => {
-                tokio::join!(
-                    stage.callers(Kind::Gateway, effort.seconds + 1.0, more),
-                    signals
-                )
+                let side = stage.side(Kind::Gateway);
+                tokio::join!(side.callers(effort.seconds + 1.0, more), signals)
             }
             Load::Flood => {
                 let many = [("--callers", "256".to_owned())];
-                tokio::join!(
-                    stage.callers(Kind::Flood, effort.seconds + 1.0, &many),
-                    signals
-                )
+                let side = stage.side(Kind::Flood);
+                tokio::join!(side.callers(effort.seconds + 1.0, &many), signals)
             }
         };
         let reference = quantile(&took.bare, 0.99);
@@ -118,45 +117,28 @@ async fn rows(stage: &Stage, table: &mut Table, effort: Effort, bare: &Rival, lo
         shed += seen.shed;
         failed += seen.failed;
     }
+    let [reference, stops, cancels] = &p99s;
+    table.row("bare call and publish, p99", reference, "ms", Bound::None);
+    table.row("stop, p99", stops, "ms", Bound::None);
     table.row(
-        &format!("bare call and publish {name}, p99"),
-        &p99s[0],
-        "ms",
-        Bound::None,
-    );
-    table.row(&format!("stop {name}, p99"), &p99s[1], "ms", Bound::None);
-    table.row(
-        "  times the bare call and publish",
+        "stop, times the bare call and publish",
         &ratios[0],
         "",
         Bound::AtMost(bound),
     );
-    table.row(&format!("cancel {name}, p99"), &p99s[2], "ms", Bound::None);
+    table.row("cancel, p99", cancels, "ms", Bound::None);
     table.row(
-        "  times the bare call and publish",
+        "cancel, times the bare call and publish",
         &ratios[1],
         "",
         Bound::AtMost(bound),
     );
-    table.row(
-        &format!("signals lost {name}"),
-        &[lost as f64],
-        "",
-        Bound::AtMost(0.0),
-    );
-    table.row(
-        &format!("calls that failed {name}"),
-        &[failed as f64],
-        "",
-        Bound::AtMost(0.0),
-    );
+    let none = Bound::AtMost(0.0);
+    table.row("signals lost", &[lost as f64], "", none);
+    table.row("calls that failed", &[failed as f64], "", none);
     if matches!(load, Load::Flood) {
-        table.row(
-            "dispatches shed at overload",
-            &[shed as f64],
-            "",
-            Bound::AtLeast(1.0),
-        );
+        let some = Bound::AtLeast(1.0);
+        table.row("dispatches shed", &[shed as f64], "", some);
     }
 }
 

@@ -1,20 +1,11 @@
 //! Everything started: authority, broker, robots, the gateway and its rivals, each in a process of
 //! its own, so that each one's CPU time can be told.
 
-use crate::{
-    callers::{Kind, Seen},
-    signals::SPARE_ROBOTS,
-};
+use crate::{callers::Kind, sides::Side, signals::SPARE_ROBOTS};
 use portarium_tests::{
-    Config, GatewayProcess, Identities, Mosquitto, Process, binary, free_port, hints,
+    Config, GatewayProcess, Identities, Mosquitto, Process, binary, free_port, hints, spiffe_id,
 };
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 use tempfile::TempDir;
 
 /// SVIDs live this long, and rotate every half of it.
@@ -22,7 +13,7 @@ const TTL: Duration = Duration::from_secs(20);
 /// Callers with connections that do nothing; one has at most 256.
 pub const IDLE_CALLERS: [&str; 4] = ["idle-0", "idle-1", "idle-2", "idle-3"];
 /// Longer than any run.
-const LASTING: Duration = Duration::from_secs(24 * 3600);
+pub const LASTING: Duration = Duration::from_secs(24 * 3600);
 
 pub struct Stage {
     pub gateway: GatewayProcess,
@@ -33,7 +24,6 @@ pub struct Stage {
     pub callers_robots: usize,
     dir: TempDir,
     _fleet: Process,
-    runs: AtomicU32,
 }
 
 /// A rival as a process.
@@ -53,10 +43,15 @@ impl Stage {
         let identities =
             Identities::living(path, &[&["fleet"], &IDLE_CALLERS[..]].concat(), TTL).await;
         let broker = Mosquitto::start(path, &identities).await;
-        let fleet = fleet(path, &identities, broker.port, robots).await;
+        let broker_id = spiffe_id(hints::BROKER);
+        let identity = ["--hint", "fleet", "--socket", &identities.endpoint()];
+        let more = [&identity[..], &["--broker-id", &broker_id]].concat();
+        let fleet = mqtt_robots(path, broker.port, &more, robots).await;
         let certificates = path.join("bare");
         identities.write_lasting(hints::GATEWAY, LASTING, &certificates);
-        let bridge = Rival::start(path, "bare-bridge", broker.port, &certificates).await;
+        let port = broker.port.to_string();
+        let to = ["mqtt", "--client-id", "bare-bridge", "--broker", &port];
+        let bridge = Rival::start(path, "bare-bridge", &certificates, &to).await;
         let mut config = Config::new(path, &identities).broker("main", broker.port);
         let idle = IDLE_CALLERS.map(|hint| format!("{:?}", portarium_tests::spiffe_id(hint)));
         config = config.text(&format!(
@@ -75,7 +70,6 @@ impl Stage {
             callers_robots,
             dir,
             _fleet: fleet,
-            runs: AtomicU32::new(0),
         }
     }
 
@@ -83,45 +77,42 @@ impl Stage {
         self.dir.path()
     }
 
-    /// The callers of one run, in a process of their own.
-    pub async fn callers(&self, kind: Kind, seconds: f64, more: &[(&str, String)]) -> Seen {
-        let run = self.runs.fetch_add(1, Ordering::Relaxed);
-        let port = match kind {
-            Kind::Call | Kind::Bridge => self.bridge.port,
-            Kind::Gateway | Kind::Flood => self.gateway.ports.grpc,
+    /// The gateway, or the bare bridge with its bare call.
+    pub fn side(&self, kind: Kind) -> Side {
+        let (port, process) = match kind {
+            Kind::Call | Kind::Bridge => (self.bridge.port, self.bridge.process.pid()),
+            Kind::Gateway | Kind::Flood => (self.gateway.ports.grpc, self.gateway.pid()),
         };
-        let kind = format!("{kind:?}").to_lowercase();
-        let mut command = tokio::process::Command::new(binary("bench"));
-        command
-            .args(["callers", "--kind", &kind])
-            .args(["--port", &port.to_string()])
-            .args(["--socket", &self.identities.endpoint()])
-            .args(["--robots", &self.callers_robots.to_string()])
-            .args(["--seconds", &seconds.to_string()])
-            .args(["--run", &format!("run{run}")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true);
-        for (name, value) in more {
-            command.arg(name).arg(value);
+        Side {
+            kind,
+            port,
+            process,
+            socket: Some(self.identities.endpoint()),
+            robots: self.callers_robots,
         }
-        let output = command.output().await.unwrap();
-        assert!(output.status.success(), "the callers failed");
-        serde_json::from_slice(&output.stdout).unwrap()
     }
 }
 
-async fn fleet(dir: &Path, identities: &Identities, broker: u16, robots: usize) -> Process {
-    let program = binary("sim-robot");
+/// Robots behind a broker, `r-0` and so on, in a process of their own.
+pub async fn mqtt_robots(dir: &Path, broker: u16, more: &[&str], count: usize) -> Process {
     let broker = format!("localhost:{broker}");
-    let broker_id = portarium_tests::spiffe_id(hints::BROKER);
+    let place = [
+        &["mqtt", "--broker", &broker, "--tenant", "acme"][..],
+        &["--own-topics", "--connections", "4"],
+        more,
+    ];
+    robots(dir, &place.concat(), count).await
+}
+
+/// Robots that are done with a mission at once.
+pub async fn robots(dir: &Path, place: &[&str], count: usize) -> Process {
+    let program = binary("sim-robot");
     let mut command = std::process::Command::new(&program);
     command
-        .args(["mqtt", "--broker", &broker, "--broker-id", &broker_id])
-        .args(["--tenant", "acme", "--own-topics", "--connections", "4"])
-        .args(["--robot", "r", "--robots", &robots.to_string()])
-        .args(["--hint", "fleet", "--socket", &identities.endpoint()])
-        .args(["--idempotent", "--deceleration", "0", "--duration", "0"])
+        .args(place)
+        .args(["--robot", "r", "--robots", &count.to_string()])
+        .args(["--idempotent", "--queue"])
+        .args(["--deceleration", "0", "--duration", "0"])
         .stdin(Stdio::piped());
     let process = Process::spawn(command, &program, &dir.join("robots.log"));
     portarium_tests::until("the robots", async || process.output().contains("ready")).await;
@@ -129,25 +120,20 @@ async fn fleet(dir: &Path, identities: &Identities, broker: u16, robots: usize) 
 }
 
 impl Rival {
-    pub async fn start(dir: &Path, name: &str, broker: u16, certificates: &Path) -> Self {
+    /// `to`: where the robots are.
+    pub async fn start(dir: &Path, name: &str, certificates: &Path, to: &[&str]) -> Self {
         let (port, accept_port) = (free_port(), free_port());
-        let process = Process::start(
-            &binary("bench"),
-            [
-                "bare",
-                "--listen",
-                &port.to_string(),
-                "--accept",
-                &accept_port.to_string(),
-                "--broker",
-                &broker.to_string(),
-                "--certificates",
-                &certificates.display().to_string(),
-                "--client-id",
-                name,
-            ],
-            &dir.join(format!("{name}.log")),
-        );
+        let log = dir.join(format!("{name}.log"));
+        // It may be started again.
+        let _ = fs::remove_file(&log);
+        let (listen, accept) = (port.to_string(), accept_port.to_string());
+        let certificates = certificates.display().to_string();
+        let itself = [
+            &["bare", "--listen", &listen, "--accept", &accept][..],
+            &["--certificates", &certificates],
+            to,
+        ];
+        let process = Process::start(&binary("bench"), itself.concat(), &log);
         let ready = async || process.output().contains("ready");
         portarium_tests::until("the rival", ready).await;
         Self {
@@ -178,21 +164,4 @@ pub fn resident(process: u32) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
     kilobytes.parse::<u64>().unwrap() * 1024
-}
-
-/// The median cost of making 4 KiB durable where the journal is.
-pub fn fsync_cost(dir: &Path) -> Duration {
-    let path: PathBuf = dir.join("fsync");
-    let mut file = fs::File::create(&path).unwrap();
-    let mut costs: Vec<Duration> = (0..200)
-        .map(|_| {
-            let began = Instant::now();
-            std::io::Write::write_all(&mut file, &[0; 4096]).unwrap();
-            file.sync_data().unwrap();
-            began.elapsed()
-        })
-        .collect();
-    fs::remove_file(path).unwrap();
-    costs.sort();
-    costs[costs.len() / 2]
 }

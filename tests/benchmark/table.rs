@@ -1,5 +1,6 @@
 //! The table of results: printed as it grows, and as JSON on request.
 
+use crate::machine::{Ticks, load};
 use serde::Serialize;
 use std::{fmt, fs, path::Path};
 
@@ -32,6 +33,7 @@ impl fmt::Display for Bound {
     }
 }
 
+/// A line of the table, with what tells how far it can be trusted.
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
@@ -39,60 +41,109 @@ struct Row {
     unit: String,
     bound: String,
     ok: bool,
+    lowest: f64,
+    highest: f64,
+    stolen: f64,
 }
 
 /// All rows so far.
-#[derive(Debug, Default)]
-pub struct Table(Vec<Row>);
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Row>,
+    part: String,
+    part_begun: Ticks,
+}
 
 impl Table {
-    /// The median of the runs, with their range.
+    /// Without a row.
+    pub fn new() -> Self {
+        Self {
+            rows: Vec::new(),
+            part: String::new(),
+            part_begun: Ticks::now(),
+        }
+    }
+
+    /// Begins a part: what is measured from here on.
+    pub fn part(&mut self, name: &str) {
+        println!("\n{name} (load average {})", short(load()));
+        name.clone_into(&mut self.part);
+        self.part_begun = Ticks::now();
+    }
+
+    /// The median of the runs, with their range, and the CPU time stolen while they were made.
     pub fn row(&mut self, name: &str, runs: &[f64], unit: &str, bound: Bound) {
         let mut sorted = runs.to_vec();
         sorted.sort_by(f64::total_cmp);
         let value = median(runs);
         let ok = bound.holds(value) && !sorted.is_empty();
-        let range = match (sorted.first(), sorted.last()) {
-            (Some(low), Some(high)) if sorted.len() > 1 => {
-                format!("{} … {}", short(*low), short(*high))
-            }
-            _ => String::new(),
+        let (lowest, highest) = match (sorted.first(), sorted.last()) {
+            (Some(lowest), Some(highest)) => (*lowest, *highest),
+            _ => (f64::NAN, f64::NAN),
+        };
+        let range = if sorted.len() > 1 {
+            format!("{} … {}", short(lowest), short(highest))
+        } else {
+            String::new()
         };
         let verdict = match (ok, bound) {
             (_, Bound::None) => "",
             (true, _) => "ok",
             (false, _) => "NOT MET",
         };
+        let stolen = self.part_begun.stolen_since();
         println!(
-            "{name:<64} {:>9} {unit:<12} {range:<22} {:<9} {verdict}",
+            "  {name:<58} {:>9} {unit:<12} {range:<20} steal {:>3.0} %  {:<8} {verdict}",
             short(value),
+            100.0 * stolen,
             bound.to_string(),
         );
-        self.0.push(Row {
-            name: name.into(),
+        self.rows.push(Row {
+            name: format!("{}: {name}", self.part),
             value,
             unit: unit.into(),
             bound: bound.to_string(),
             ok,
+            lowest,
+            highest,
+            stolen,
         });
     }
 
     /// Whether every bound holds.
     pub fn all_hold(&self) -> bool {
-        self.0.iter().all(|row| row.ok)
+        self.rows.iter().all(|row| row.ok)
+    }
+
+    /// Says which bounds do not hold.
+    pub fn conclude(&self) {
+        println!();
+        for row in self.rows.iter().filter(|row| !row.ok) {
+            let (value, unit) = (short(row.value), &row.unit);
+            println!("NOT MET  {}: {value} {unit}, {}", row.name, row.bound);
+        }
+        if self.all_hold() {
+            println!("Every bound holds.");
+        }
     }
 
     /// Writes it as a list of rows.
     pub fn write_json(&self, path: &Path) {
-        fs::write(path, serde_json::to_vec_pretty(&self.0).unwrap()).unwrap();
+        fs::write(path, serde_json::to_vec_pretty(&self.rows).unwrap()).unwrap();
     }
 }
 
-/// The middle one.
+/// The middle one, or the mean of the two in the middle.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    match (
+        sorted.get((sorted.len().max(1) - 1) / 2),
+        sorted.get(sorted.len() / 2),
+    ) {
+        (Some(lower), Some(upper)) => f64::midpoint(*lower, *upper),
+        _ => f64::NAN,
+    }
 }
 
 fn short(value: f64) -> String {

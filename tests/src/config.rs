@@ -48,6 +48,20 @@ impl Config {
     }
 
     fn allowing_nobody(dir: &Path, identities: &Identities) -> Self {
+        let identity = format!(
+            "[identity]\nendpoint_socket = \"{}\"\nhint = \"{}\"\n",
+            identities.endpoint(),
+            hints::GATEWAY
+        );
+        Self::beginning(&identity, dir)
+    }
+
+    /// As [`Self::new`] in `development`: plaintext, and whoever is on this machine may call.
+    pub fn development(dir: &Path) -> Self {
+        Self::beginning("development = true\n", dir)
+    }
+
+    fn beginning(identity: &str, dir: &Path) -> Self {
         let ports = Ports::free();
         let Ports {
             grpc,
@@ -57,9 +71,7 @@ impl Config {
         let dir = dir.display();
         let head = format!(
             r#"
-[identity]
-endpoint_socket = "{endpoint}"
-hint = "{hint}"
+{identity}
 [grpc]
 listen = "127.0.0.1:{grpc}"
 [health]
@@ -72,9 +84,7 @@ path = "{dir}/journal.sqlite"
 path = "{dir}/audit.jsonl"
 [log]
 filter = "info"
-"#,
-            endpoint = identities.endpoint(),
-            hint = hints::GATEWAY,
+"#
         );
         Self {
             ports,
@@ -130,7 +140,12 @@ peers = ["{}"]
 
     /// As [`Self::grpc_robot`], somewhere else.
     pub fn grpc_robot_at(self, id: &str, host: &str, port: u16, more: &str) -> Self {
-        let peer = spiffe_id(id);
+        self.grpc_robot_of(id, id, host, port, more)
+    }
+
+    /// As [`Self::grpc_robot_at`], with the identity of this hint.
+    pub fn grpc_robot_of(self, hint: &str, id: &str, host: &str, port: u16, more: &str) -> Self {
+        let peer = spiffe_id(hint);
         self.robot(
             id,
             &format!("adapter = \"grpc\"\naddress = \"{host}:{port}\"\npeers = [\"{peer}\"]"),

@@ -67,15 +67,28 @@ impl Mosquitto {
     /// As [`Self::start`], somewhere else.
     pub async fn start_at(place: Place, dir: &Path, identities: &Identities) -> Self {
         let svid = identities.lasting(hints::BROKER, LONG);
-        Self::with(place, dir, |dir| svid.write(dir)).await
+        Self::with(place, dir, mutual_tls, |dir| svid.write(dir)).await
+    }
+
+    /// Started, and listening, on loopback in plaintext for anybody.
+    pub async fn plaintext(dir: &Path) -> Self {
+        Self::with(
+            Place::default(),
+            dir,
+            |_| "allow_anonymous true\n".into(),
+            |_| (),
+        )
+        .await
     }
 
     /// Started, and listening, with an SVID that is renewed as the authority renews it.
     pub async fn rotating(dir: &Path, identities: &Identities) -> Self {
         let manager = identities.manager(hints::BROKER).await;
         let first = manager.ready().await;
-        let mut broker =
-            Self::with(Place::default(), dir, |dir| Files::of(&first).write(dir)).await;
+        let mut broker = Self::with(Place::default(), dir, mutual_tls, |dir| {
+            Files::of(&first).write(dir)
+        })
+        .await;
         let follower = follow(
             broker.dir.clone(),
             manager,
@@ -86,13 +99,19 @@ impl Mosquitto {
         broker
     }
 
-    async fn with(place: Place, dir: &Path, write_svid: impl FnOnce(&Path)) -> Self {
+    async fn with(
+        place: Place,
+        dir: &Path,
+        admission: fn(&Path) -> String,
+        write_svid: impl FnOnce(&Path),
+    ) -> Self {
         let dir = dir.join("mosquitto");
         fs::create_dir_all(&dir).unwrap();
         let port = free_port();
         write_svid(&dir);
         fs::write(dir.join("acl"), ACL).unwrap();
-        fs::write(dir.join("mosquitto.conf"), settings(&dir, &place, port)).unwrap();
+        let settings = settings(&place, port) + &admission(&dir);
+        fs::write(dir.join("mosquitto.conf"), settings).unwrap();
         let broker = Self {
             port,
             process: Arc::new(Mutex::new(spawn(&place, &dir))),
@@ -165,21 +184,13 @@ fn spawn(place: &Place, dir: &Path) -> Process {
     )
 }
 
-fn settings(dir: &Path, place: &Place, port: u16) -> String {
-    let (dir, listen) = (dir.display(), place.listen());
+fn settings(place: &Place, port: u16) -> String {
+    let listen = place.listen();
     // Otherwise it runs as its own user, who cannot read what the test's user wrote.
     let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
     format!(
         "user {user}\n\
          listener {port} {listen}\n\
-         require_certificate true\n\
-         cafile {dir}/bundle.pem\n\
-         certfile {dir}/svid.pem\n\
-         keyfile {dir}/key.pem\n\
-         tls_version tlsv1.3\n\
-         use_identity_as_username true\n\
-         acl_file {dir}/acl\n\
-         allow_anonymous false\n\
          set_tcp_nodelay true\n\
          max_queued_messages 10000\n\
          max_inflight_messages 1000\n\
@@ -187,6 +198,21 @@ fn settings(dir: &Path, place: &Place, port: u16) -> String {
          log_dest stderr\n\
          connection_messages true\n\
          log_timestamp_format %H:%M:%S\n"
+    )
+}
+
+/// Who may come in, and what they may do.
+fn mutual_tls(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "require_certificate true\n\
+         cafile {dir}/bundle.pem\n\
+         certfile {dir}/svid.pem\n\
+         keyfile {dir}/key.pem\n\
+         tls_version tlsv1.3\n\
+         use_identity_as_username true\n\
+         acl_file {dir}/acl\n\
+         allow_anonymous false\n"
     )
 }
 

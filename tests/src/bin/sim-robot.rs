@@ -15,7 +15,7 @@ use portarium_gateway::dev::{
 };
 use portarium_identity::{PeerPolicy, SpiffeIdPattern, SvidConfig, SvidManager};
 use portarium_protocols::{grpc::ALPN, ids::TenantId};
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddrV4, path::PathBuf, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -83,6 +83,9 @@ struct Grpc {
     /// Serve the bare contract, without WatchMissions.
     #[arg(long)]
     no_watch: bool,
+    /// Each robot on an IP address of its own, from that of --listen on.
+    #[arg(long)]
+    own_addresses: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -180,14 +183,14 @@ impl Common {
 /// What keeps the robots running.
 enum Running {
     Mqtt(Vec<MqttRobots>),
-    Grpc(GrpcRobots),
+    Grpc(Vec<GrpcRobots>),
 }
 
 impl Running {
     fn robots(&self) -> Vec<SimulatedRobot> {
         match self {
             Self::Mqtt(all) => all.iter().flat_map(|some| some.robots()).cloned().collect(),
-            Self::Grpc(all) => all.robots().to_vec(),
+            Self::Grpc(all) => all.iter().flat_map(|some| some.robots()).cloned().collect(),
         }
     }
 
@@ -198,7 +201,11 @@ impl Running {
                     some.stop().await;
                 }
             }
-            Self::Grpc(all) => all.stop().await,
+            Self::Grpc(all) => {
+                for some in all {
+                    some.stop().await;
+                }
+            }
         }
     }
 }
@@ -250,13 +257,21 @@ async fn start_grpc(args: &Grpc) -> anyhow::Result<Running> {
         tls: identity.map(|identity| identity.server_tls(policy, ALPN)),
         watch: !args.no_watch,
     };
-    let listener = TcpListener::bind(&args.listen).await.context("--listen")?;
-    Ok(Running::Grpc(GrpcRobots::start(
-        listener,
-        config,
-        args.common.robot_configs()?,
-        &log,
-    )?))
+    let first: SocketAddrV4 = args.listen.parse().context("--listen must be IP:PORT")?;
+    let robots = args.common.robot_configs()?;
+    let each = if args.own_addresses { 1 } else { robots.len() };
+    let mut running = Vec::new();
+    for (some, ip) in robots.chunks(each).zip(first.ip().to_bits()..) {
+        let address = SocketAddrV4::new(ip.into(), first.port());
+        let listener = TcpListener::bind(address).await.context("--listen")?;
+        running.push(GrpcRobots::start(
+            listener,
+            config.clone(),
+            some.to_vec(),
+            &log,
+        )?);
+    }
+    Ok(Running::Grpc(running))
 }
 
 /// Does what a line says.

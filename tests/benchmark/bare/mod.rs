@@ -1,6 +1,9 @@
 //! The rivals: programs that do the same over the same wires, with nothing in between. No
 //! journal, no policy, no state machine, no audit, no rotation.
 
+mod grpc;
+mod mqtt;
+
 use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -11,13 +14,6 @@ use portarium_protocols::grpc::{
     pb::{
         self,
         mission_service_server::{MissionService, MissionServiceServer},
-    },
-};
-use rumqttc::{
-    TlsConfiguration, Transport,
-    v5::{
-        AsyncClient, Event, EventLoop, MqttOptions,
-        mqttbytes::{QoS, v5::Packet},
     },
 };
 use rustls::{
@@ -36,7 +32,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::oneshot};
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status, service::Routes};
 
-/// Where a rival listens, which broker it uses, and the folder with its certificates.
+/// Where a rival listens, the folder with its certificates, and where the robots are.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Bare {
     #[arg(long)]
@@ -45,37 +41,62 @@ pub struct Bare {
     #[arg(long)]
     accept: u16,
     #[arg(long)]
-    broker: u16,
-    #[arg(long)]
     certificates: PathBuf,
-    #[arg(long)]
-    client_id: String,
+    #[command(subcommand)]
+    robots: Robots,
 }
 
-/// Waits for the robot's `Succeeded`, by mission.
-type Waiting = Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>;
-
-struct Bridge {
-    mqtt: AsyncClient,
-    waiting: Waiting,
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Robots {
+    Mqtt(mqtt::Broker),
+    Grpc(grpc::Addresses),
 }
 
 /// The bare bridge; its `GetMissionStatus` is the bare call.
 pub async fn run(bare: Bare) {
     let files = Files::read(&bare.certificates);
-    let (mqtt, events) = connect(&bare, &files);
-    let waiting = Waiting::default();
-    tokio::spawn(listen(events, waiting.clone()));
-    mqtt.subscribe(
-        "portarium/acme/robots/+/missions/+/status",
-        QoS::AtLeastOnce,
-    )
-    .await
-    .unwrap();
-    let routes = Routes::new(MissionServiceServer::new(Bridge { mqtt, waiting }));
     tokio::spawn(accept(bare.accept, files.server()));
+    let routes = match bare.robots {
+        Robots::Mqtt(broker) => bridge(mqtt::Robots::connect(broker, files.client()).await),
+        Robots::Grpc(addresses) => bridge(grpc::Robots::connect(addresses, files.client()).await),
+    };
     serve(bare.listen, files.server(), routes).await;
 }
+
+fn bridge(robots: impl Southbound) -> Routes {
+    Routes::new(MissionServiceServer::new(Bridge(robots)))
+}
+
+/// The side of the robots.
+trait Southbound: Send + Sync + 'static {
+    /// Hands a mission over; waits for its end, unless it is a stop.
+    fn carry(&self, mission: &pb::DispatchMissionRequest) -> impl Future<Output = ()> + Send;
+}
+
+/// Who waits for the robot's `Succeeded`, by mission.
+#[derive(Clone, Default)]
+struct Waiting(Arc<Mutex<HashMap<String, oneshot::Sender<()>>>>);
+
+impl Waiting {
+    /// Nothing for a stop.
+    fn wait(&self, mission: &pb::DispatchMissionRequest) -> Option<oneshot::Receiver<()>> {
+        (mission.action_type == "robot:execute_action").then(|| {
+            let (tell, ended) = oneshot::channel();
+            let mut waiting = self.0.lock().unwrap();
+            waiting.insert(mission.mission_id.clone(), tell);
+            ended
+        })
+    }
+
+    fn succeeded(&self, mission: &str) {
+        if let Some(tell) = self.0.lock().unwrap().remove(mission) {
+            // The caller may have gone.
+            let _ = tell.send(());
+        }
+    }
+}
+
+struct Bridge<R>(R);
 
 /// What the rest of the contract answers, as `async_trait` would write it.
 macro_rules! not_served {
@@ -93,7 +114,7 @@ macro_rules! not_served {
 }
 
 #[tonic::async_trait]
-impl MissionService for Bridge {
+impl<R: Southbound> MissionService for Bridge<R> {
     type WatchMissionsStream = futures::stream::Pending<Result<pb::MissionUpdate, Status>>;
 
     async fn dispatch_mission(
@@ -101,23 +122,7 @@ impl MissionService for Bridge {
         request: Request<pb::DispatchMissionRequest>,
     ) -> Result<Response<pb::DispatchMissionResponse>, Status> {
         let mission = request.into_inner();
-        let ended = (mission.action_type == "robot:execute_action").then(|| {
-            let (tell, ended) = oneshot::channel();
-            let mut waiting = self.waiting.lock().unwrap();
-            waiting.insert(mission.mission_id.clone(), tell);
-            ended
-        });
-        let topic = format!(
-            "portarium/acme/robots/{}/commands/{}",
-            mission.robot_id, mission.mission_id
-        );
-        self.mqtt
-            .publish(topic, QoS::AtLeastOnce, false, command(&mission))
-            .await
-            .unwrap();
-        if let Some(ended) = ended {
-            ended.await.unwrap();
-        }
+        self.0.carry(&mission).await;
         Ok(Response::new(pb::DispatchMissionResponse {
             status: pb::DispatchStatus::Dispatched.into(),
             mission_id: mission.mission_id,
@@ -148,65 +153,6 @@ impl MissionService for Bridge {
         hold_robot(HoldRobotRequest) -> Robot;
         release_robot(ReleaseRobotRequest) -> Robot;
     }
-}
-
-/// The same command as the gateway's.
-fn command(mission: &pb::DispatchMissionRequest) -> Vec<u8> {
-    let parameters = mission.parameters.as_ref().map(|all| &all.fields);
-    serde_json::to_vec(&serde_json::json!({
-        "schemaVersion": 1,
-        "sentAt": "2026-01-01T00:00:00.000Z",
-        "payload": {
-            "missionId": mission.mission_id,
-            "correlationId": mission.correlation_id,
-            "planEffectIdempotencyKey": mission.plan_effect_idempotency_key,
-            "robotId": mission.robot_id,
-            "fleetId": mission.fleet_id,
-            "gatewayId": "bare",
-            "actionType": mission.action_type,
-            "actionName": mission.action_name,
-            "parameters": parameters,
-            "idempotencyKey": mission.idempotency_key,
-            "supportsPreemption": mission.supports_preemption,
-            "bypassTierEvaluation": mission.bypass_tier_evaluation,
-            "completionMode": mission.completion_mode,
-            "requiresOperatorConfirmation": mission.requires_operator_confirmation,
-            "requestedAt": mission.requested_at,
-        },
-    }))
-    .unwrap()
-}
-
-async fn listen(mut events: EventLoop, waiting: Waiting) {
-    loop {
-        let Event::Incoming(Packet::Publish(publish)) = events.poll().await.unwrap() else {
-            continue;
-        };
-        // An empty one clears a retained status.
-        let Ok(status) = serde_json::from_slice::<serde_json::Value>(&publish.payload) else {
-            continue;
-        };
-        if status["payload"]["status"] == "succeeded" {
-            let topic = std::str::from_utf8(&publish.topic).unwrap();
-            let mission = topic.split('/').nth(5).unwrap();
-            if let Some(tell) = waiting.lock().unwrap().remove(mission) {
-                // The caller may have gone.
-                let _ = tell.send(());
-            }
-        }
-    }
-}
-
-fn connect(bare: &Bare, files: &Files) -> (AsyncClient, EventLoop) {
-    let mut options = MqttOptions::new(&bare.client_id, "localhost", bare.broker);
-    let tls = TlsConfiguration::Rustls(Arc::new(files.client()));
-    options
-        .set_transport(Transport::Tls(tls))
-        .set_outgoing_inflight_upper_limit(1000);
-    let mut network = rumqttc::NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    AsyncClient::new(options, 1000)
 }
 
 async fn serve(port: u16, tls: ServerConfig, routes: Routes) {
