@@ -234,7 +234,13 @@ async fn call(
         if enough || book.over.load(Ordering::Acquire) {
             return;
         }
-        let robot = (n + turn as usize * callers.callers) % callers.robots;
+        // Where there are too few robots for that, each has as many callers as another.
+        let stride = if callers.robots < callers.callers {
+            0
+        } else {
+            turn as usize * callers.callers
+        };
+        let robot = (n + stride) % callers.robots;
         let id = format!("{}-{n}-{turn}", callers.run);
         let began = Instant::now();
         let answer = match connection.channel() {

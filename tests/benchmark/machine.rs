@@ -67,8 +67,7 @@ impl Machine {
             load_before: load(),
         };
         table.part("the machine, before anything was started");
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        table.row(&model(), &[cores as f64], "cores", Bound::None);
+        table.row(&model(), &[count() as f64], "cores", Bound::None);
         table.row("load average", &[machine.load_before], "", Bound::None);
         let busy = 100.0 * machine.busy_before;
         table.row("CPU busy with something else", &[busy], "%", Bound::None);
@@ -109,6 +108,15 @@ pub fn load() -> f64 {
     let text = read("/proc/loadavg");
     let first = text.split(' ').next().unwrap_or_default();
     first.parse().unwrap_or(f64::NAN)
+}
+
+/// How many, and of what kind.
+pub fn cores() -> String {
+    format!("{} × {}", count(), model())
+}
+
+fn count() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn model() -> String {

@@ -11,9 +11,12 @@
 
 mod bare;
 mod callers;
+mod chart;
+mod growth;
 mod identity;
 mod machine;
 mod missions;
+mod rivals;
 mod scale;
 mod sides;
 mod signals;
@@ -42,6 +45,13 @@ struct Cli {
     /// Only these parts.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Instead of the table: missions per second over callers and robots, drawn as an SVG.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "tests/benchmark/growth.svg")]
+    growth: Option<PathBuf>,
+    /// Instead of the table: against what people would use instead.
+    #[arg(long)]
+    rivals: bool,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -71,6 +81,8 @@ enum Role {
     Handshakes(identity::Handshakes),
     #[command(hide = true)]
     Idle(scale::Idle),
+    #[command(hide = true)]
+    Posts(rivals::Posts),
 }
 
 /// How long and how often to measure.
@@ -90,12 +102,9 @@ async fn main() {
         Some(Role::Signals(signals)) => signals::run(signals).await,
         Some(Role::Handshakes(handshakes)) => identity::run(handshakes).await,
         Some(Role::Idle(idle)) => scale::run(idle).await,
+        Some(Role::Posts(posts)) => rivals::run(posts).await,
         None => {
-            let effort = Effort {
-                runs: cli.runs,
-                seconds: cli.seconds,
-            };
-            let table = measure(effort, &cli.only).await;
+            let table = measure(&cli).await;
             if let Some(path) = cli.json {
                 table.write_json(&path);
             }
@@ -104,44 +113,60 @@ async fn main() {
     }
 }
 
-async fn measure(effort: Effort, only: &[Part]) -> Table {
+async fn measure(cli: &Cli) -> Table {
+    let effort = Effort {
+        runs: cli.runs,
+        seconds: cli.seconds,
+    };
     let mut table = Table::new();
     let machine = Machine::look(&mut table).await;
     let stage = Stage::start(64).await;
     let fsyncs = machine::fsyncs(stage.path());
     table.row("one fsync of 4 KiB", &fsyncs, "ms", Bound::None);
     let fsync = Duration::from_secs_f64(median(&fsyncs) / 1e3);
-    let wanted = |part| only.is_empty() || only.contains(&part);
-    let mut maximum = None;
-    if wanted(Part::Missions) {
-        maximum = Some(missions::throughput(&stage, &mut table, effort).await);
-        missions::one_caller(&stage, &mut table, effort, fsync).await;
+    parts(cli, effort, &stage, &mut table, fsync).await;
+    if let Some(file) = &cli.growth {
+        growth::draw(&stage, &mut table, effort, file).await;
     }
-    if wanted(Part::Southbound) {
-        southbound::throughput(&mut table, effort).await;
-    }
-    if wanted(Part::Tax) {
-        identity::tax(&stage, &mut table, effort).await;
-    }
-    if wanted(Part::Signals) {
-        let maximum = match maximum {
-            Some(maximum) => maximum,
-            None => missions::throughput(&stage, &mut table, effort).await,
-        };
-        signals::latency(&stage, &mut table, effort, maximum).await;
-    }
-    if wanted(Part::Handshakes) {
-        identity::handshakes(&stage, &mut table, effort).await;
-    }
-    if wanted(Part::Rotation) {
-        identity::rotation(&stage, &mut table, effort).await;
-    }
-    if wanted(Part::Scale) {
-        scale::idle_clients(&stage, &mut table).await;
-        scale::at_once(&mut table).await;
-        scale::registry_and_history(&stage, &mut table, effort).await;
+    if cli.rivals {
+        rivals::compare(&stage, &mut table, effort).await;
     }
     machine.conclude(&mut table);
     table.conclude();
     table
+}
+
+/// The parts of the table that are wanted.
+async fn parts(cli: &Cli, effort: Effort, stage: &Stage, table: &mut Table, fsync: Duration) {
+    let all = cli.only.is_empty() && cli.growth.is_none() && !cli.rivals;
+    let wanted = |part| all || cli.only.contains(&part);
+    let mut maximum = None;
+    if wanted(Part::Missions) {
+        maximum = Some(missions::throughput(stage, table, effort).await);
+        missions::one_caller(stage, table, effort, fsync).await;
+    }
+    if wanted(Part::Southbound) {
+        southbound::throughput(table, effort).await;
+    }
+    if wanted(Part::Tax) {
+        identity::tax(stage, table, effort).await;
+    }
+    if wanted(Part::Signals) {
+        let maximum = match maximum {
+            Some(maximum) => maximum,
+            None => missions::throughput(stage, table, effort).await,
+        };
+        signals::latency(stage, table, effort, maximum).await;
+    }
+    if wanted(Part::Handshakes) {
+        identity::handshakes(stage, table, effort).await;
+    }
+    if wanted(Part::Rotation) {
+        identity::rotation(stage, table, effort).await;
+    }
+    if wanted(Part::Scale) {
+        scale::idle_clients(stage, table).await;
+        scale::at_once(table).await;
+        scale::registry_and_history(stage, table, effort).await;
+    }
 }
