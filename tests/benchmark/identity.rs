@@ -152,7 +152,7 @@ pub async fn tax(stage: &Stage, table: &mut Table, effort: Effort) {
     let path = dir.path();
     let broker = Mosquitto::plaintext(path).await;
     let robots = stage.callers_robots;
-    let _fleet = mqtt_robots(path, broker.port, &["--plaintext"], robots).await;
+    let _fleet = mqtt_robots(path, broker.port, "acme", &["--plaintext"], robots).await;
     let mut config = Config::development(path).broker("main", broker.port);
     for n in 0..robots {
         config = config.mqtt_robot(&format!("r-{n}"), "redelivery = \"idempotent\"");

@@ -27,8 +27,8 @@ mod table;
 use clap::{Parser, Subcommand};
 use machine::Machine;
 use stage::Stage;
-use std::{path::PathBuf, time::Duration};
-use table::{Bound, Table, median};
+use std::path::PathBuf;
+use table::{Bound, Table};
 
 #[derive(Parser)]
 #[command(about = "The gateway measured against a bare bridge")]
@@ -123,8 +123,7 @@ async fn measure(cli: &Cli) -> Table {
     let stage = Stage::start(64).await;
     let fsyncs = machine::fsyncs(stage.path());
     table.row("one fsync of 4 KiB", &fsyncs, "ms", Bound::None);
-    let fsync = Duration::from_secs_f64(median(&fsyncs) / 1e3);
-    parts(cli, effort, &stage, &mut table, fsync).await;
+    parts(cli, effort, &stage, &mut table).await;
     if let Some(file) = &cli.growth {
         growth::draw(&stage, &mut table, effort, file).await;
     }
@@ -137,13 +136,13 @@ async fn measure(cli: &Cli) -> Table {
 }
 
 /// The parts of the table that are wanted.
-async fn parts(cli: &Cli, effort: Effort, stage: &Stage, table: &mut Table, fsync: Duration) {
+async fn parts(cli: &Cli, effort: Effort, stage: &Stage, table: &mut Table) {
     let all = cli.only.is_empty() && cli.growth.is_none() && !cli.rivals;
     let wanted = |part| all || cli.only.contains(&part);
     let mut maximum = None;
     if wanted(Part::Missions) {
         maximum = Some(missions::throughput(stage, table, effort).await);
-        missions::one_caller(stage, table, effort, fsync).await;
+        missions::one_caller(stage, table, effort).await;
     }
     if wanted(Part::Southbound) {
         southbound::throughput(table, effort).await;

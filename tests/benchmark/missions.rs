@@ -3,11 +3,11 @@
 use crate::{
     Effort,
     callers::Kind,
+    machine,
     sides::{alternate, cpu_micros, millis, mishaps, quotients, rates},
     stage::Stage,
     table::{Bound, Table, median},
 };
-use std::time::Duration;
 
 /// 64 callers, everything on. Returns the gateway's missions per second.
 pub async fn throughput(stage: &Stage, table: &mut Table, effort: Effort) -> f64 {
@@ -51,20 +51,30 @@ pub async fn throughput(stage: &Stage, table: &mut Table, effort: Effort) -> f64
 }
 
 /// One caller: what a mission takes from call to `Succeeded`.
-pub async fn one_caller(stage: &Stage, table: &mut Table, effort: Effort, fsync: Duration) {
+pub async fn one_caller(stage: &Stage, table: &mut Table, effort: Effort) {
     table.part("missions over MQTT, one caller");
     let alone = [("--callers", "1".into()), ("--connections", "1".into())];
-    let sides = [Kind::Bridge, Kind::Gateway].map(|kind| stage.side(kind));
-    let [bridge, gateway] = alternate(sides.each_ref(), effort, &alone).await;
-    let (bare, ours) = (millis(&bridge, 0.5), millis(&gateway, 0.5));
+    let [bridge, gateway] = [Kind::Bridge, Kind::Gateway].map(|kind| stage.side(kind));
+    let (mut bare, mut ours, mut fsyncs) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.runs {
+        // With its neighbours, since a disk that others use changes by the minute.
+        fsyncs.push(median(&machine::fsyncs(stage.path())));
+        bare.push(bridge.run(effort.seconds, &alone).await);
+        ours.push(gateway.run(effort.seconds, &alone).await);
+    }
+    let (bare, ours) = (millis(&bare, 0.5), millis(&ours, 0.5));
+    table.row("one fsync of 4 KiB", &fsyncs, "ms", Bound::None);
     table.row("bare bridge, p50", &bare, "ms", Bound::None);
     table.row("gateway, p50", &ours, "ms", Bound::None);
-    let syncs = 2.0 * fsync.as_secs_f64() * 1e3;
-    let less: Vec<f64> = ours.iter().map(|ours| ours - syncs).collect();
+    let allowed = bare
+        .iter()
+        .zip(&fsyncs)
+        .map(|(bare, fsync)| 2.0 * bare + 2.0 * fsync);
+    let allowed: Vec<f64> = allowed.collect();
     table.row(
-        "gateway, p50 less two fsyncs, times the bare bridge",
-        &quotients(&less, &bare),
+        "gateway, p50, of 2.0 times the bare bridge plus two fsyncs",
+        &quotients(&ours, &allowed),
         "",
-        Bound::AtMost(2.0),
+        Bound::AtMost(1.0),
     );
 }

@@ -71,7 +71,7 @@ struct Took {
 pub async fn latency(stage: &Stage, table: &mut Table, effort: Effort, maximum: f64) {
     let certificates = stage.path().join("bare");
     let port = stage.broker.port.to_string();
-    let to = ["mqtt", "--client-id", "bare-stop", "--broker", &port];
+    let to = ["mqtt", "--tenant", "bare-stop", "--broker", &port];
     let bare = Rival::start(stage.path(), "bare-stop", &certificates, &to).await;
     let busy = [("--rate", format!("{:.0}", 0.7 * maximum))];
     rows(stage, table, effort, &bare, Load::Busy(&busy)).await;
@@ -298,7 +298,7 @@ async fn subscribe(args: &Signals, fleet: &SvidManager, arrivals: Arrivals) {
         .set_network_options(network);
     let (client, mut events) = AsyncClient::new(options, 10);
     for filter in [
-        "portarium/acme/robots/+/commands/+",
+        "portarium/+/robots/+/commands/+",
         "portarium/acme/missions/+/cancel",
     ] {
         client.subscribe(filter, QoS::AtMostOnce).await.unwrap();

@@ -31,7 +31,7 @@ pub async fn throughput(table: &mut Table, effort: Effort) {
         &["--own-addresses", "--hint", "fleet"],
         &["--socket", &identities.endpoint()],
     ];
-    let _robots = robots(path, &place.concat(), ROBOTS).await;
+    let _robots = robots(path, "grpc", &place.concat(), ROBOTS).await;
     let certificates = path.join("bare");
     identities.write_lasting(hints::GATEWAY, LASTING, &certificates);
     let gateway = GatewayProcess::start(path, &config(path, &identities, port)).await;

@@ -23,7 +23,7 @@ pub struct Stage {
     /// Robots that callers send to: `r-0` and so on.
     pub callers_robots: usize,
     dir: TempDir,
-    _fleet: Process,
+    _fleets: [Process; 2],
 }
 
 /// A rival as a process.
@@ -43,14 +43,14 @@ impl Stage {
         let identities =
             Identities::living(path, &[&["fleet"], &IDLE_CALLERS[..]].concat(), TTL).await;
         let broker = Mosquitto::start(path, &identities).await;
-        let broker_id = spiffe_id(hints::BROKER);
-        let identity = ["--hint", "fleet", "--socket", &identities.endpoint()];
-        let more = [&identity[..], &["--broker-id", &broker_id]].concat();
-        let fleet = mqtt_robots(path, broker.port, &more, robots).await;
+        let fleets = [
+            fleet(path, &identities, broker.port, "acme", robots).await,
+            fleet(path, &identities, broker.port, "bare", callers_robots).await,
+        ];
         let certificates = path.join("bare");
         identities.write_lasting(hints::GATEWAY, LASTING, &certificates);
         let port = broker.port.to_string();
-        let to = ["mqtt", "--client-id", "bare-bridge", "--broker", &port];
+        let to = ["mqtt", "--tenant", "bare", "--broker", &port];
         let bridge = Rival::start(path, "bare-bridge", &certificates, &to).await;
         let mut config = Config::new(path, &identities).broker("main", broker.port);
         let idle = IDLE_CALLERS.map(|hint| format!("{:?}", portarium_tests::spiffe_id(hint)));
@@ -69,12 +69,18 @@ impl Stage {
             identities,
             callers_robots,
             dir,
-            _fleet: fleet,
+            _fleets: fleets,
         }
     }
 
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Robots for callers, of another tenant.
+    pub async fn fleet(&self, tenant: &str) -> Process {
+        let (path, broker) = (self.path(), self.broker.port);
+        fleet(path, &self.identities, broker, tenant, self.callers_robots).await
     }
 
     /// The gateway, or the bare bridge with its bare call.
@@ -93,19 +99,45 @@ impl Stage {
     }
 }
 
-/// Robots behind a broker, `r-0` and so on, in a process of their own.
-pub async fn mqtt_robots(dir: &Path, broker: u16, more: &[&str], count: usize) -> Process {
+async fn fleet(
+    dir: &Path,
+    identities: &Identities,
+    broker: u16,
+    tenant: &str,
+    count: usize,
+) -> Process {
+    let broker_id = spiffe_id(hints::BROKER);
+    let socket = identities.endpoint();
+    let more = [
+        "--hint",
+        "fleet",
+        "--socket",
+        &socket,
+        "--broker-id",
+        &broker_id,
+    ];
+    mqtt_robots(dir, broker, tenant, &more, count).await
+}
+
+/// Robots of a tenant behind a broker, `r-0` and so on, in a process of their own.
+pub async fn mqtt_robots(
+    dir: &Path,
+    broker: u16,
+    tenant: &str,
+    more: &[&str],
+    count: usize,
+) -> Process {
     let broker = format!("localhost:{broker}");
     let place = [
-        &["mqtt", "--broker", &broker, "--tenant", "acme"][..],
+        &["mqtt", "--broker", &broker, "--tenant", tenant][..],
         &["--own-topics", "--connections", "4"],
         more,
     ];
-    robots(dir, &place.concat(), count).await
+    robots(dir, tenant, &place.concat(), count).await
 }
 
 /// Robots that are done with a mission at once.
-pub async fn robots(dir: &Path, place: &[&str], count: usize) -> Process {
+pub async fn robots(dir: &Path, name: &str, place: &[&str], count: usize) -> Process {
     let program = binary("sim-robot");
     let mut command = std::process::Command::new(&program);
     command
@@ -114,7 +146,8 @@ pub async fn robots(dir: &Path, place: &[&str], count: usize) -> Process {
         .args(["--idempotent", "--queue"])
         .args(["--deceleration", "0", "--duration", "0"])
         .stdin(Stdio::piped());
-    let process = Process::spawn(command, &program, &dir.join("robots.log"));
+    let log = dir.join(format!("robots-{name}.log"));
+    let process = Process::spawn(command, &program, &log);
     portarium_tests::until("the robots", async || process.output().contains("ready")).await;
     process
 }

@@ -12,16 +12,18 @@ use rumqttc::{
 use rustls::ClientConfig;
 use std::sync::Arc;
 
-/// Which broker, and as whom.
+/// Which broker, and whose robots: of a tenant of its own, so that nobody hears of another side's
+/// missions.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Broker {
     #[arg(long)]
     broker: u16,
     #[arg(long)]
-    client_id: String,
+    tenant: String,
 }
 
 pub(super) struct Robots {
+    tenant: String,
     mqtt: AsyncClient,
     waiting: Waiting,
 }
@@ -30,8 +32,8 @@ impl Southbound for Robots {
     async fn carry(&self, mission: &pb::DispatchMissionRequest) {
         let ended = self.waiting.wait(mission);
         let topic = format!(
-            "portarium/acme/robots/{}/commands/{}",
-            mission.robot_id, mission.mission_id
+            "portarium/{}/robots/{}/commands/{}",
+            self.tenant, mission.robot_id, mission.mission_id
         );
         self.mqtt
             .publish(topic, QoS::AtLeastOnce, false, command(mission))
@@ -45,7 +47,7 @@ impl Southbound for Robots {
 
 impl Robots {
     pub(super) async fn connect(broker: Broker, tls: ClientConfig) -> Self {
-        let mut options = MqttOptions::new(&broker.client_id, "localhost", broker.broker);
+        let mut options = MqttOptions::new(&broker.tenant, "localhost", broker.broker);
         options
             .set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls))))
             .set_outgoing_inflight_upper_limit(1000);
@@ -55,9 +57,14 @@ impl Robots {
         let (mqtt, events) = AsyncClient::new(options, 1000);
         let waiting = Waiting::default();
         tokio::spawn(listen(events, waiting.clone()));
-        let statuses = "portarium/acme/robots/+/missions/+/status";
+        let tenant = broker.tenant;
+        let statuses = format!("portarium/{tenant}/robots/+/missions/+/status");
         mqtt.subscribe(statuses, QoS::AtLeastOnce).await.unwrap();
-        Self { mqtt, waiting }
+        Self {
+            tenant,
+            mqtt,
+            waiting,
+        }
     }
 }
 

@@ -36,7 +36,7 @@ function dispatchMission({ request }, answer) {
   waiting.set(mission_id, () =>
     answer(null, { status: 'DISPATCH_STATUS_DISPATCHED', mission_id }),
   );
-  const topic = `portarium/acme/robots/${robot_id}/commands/${mission_id}`;
+  const topic = `portarium/node/robots/${robot_id}/commands/${mission_id}`;
   mqtt.publish(topic, command(request), { qos: 1 });
 }
 
@@ -74,7 +74,7 @@ mqtt.on('message', (topic, payload) => {
 
 mqtt.once('connect', async () => {
   mqtt.stream.setNoDelay(true);
-  await mqtt.subscribeAsync('portarium/acme/robots/+/missions/+/status', { qos: 1 });
+  await mqtt.subscribeAsync('portarium/node/robots/+/missions/+/status', { qos: 1 });
   const server = new grpc.Server();
   server.addService(MissionService.service, { DispatchMission: dispatchMission });
   const pair = { private_key: key, cert_chain: cert };

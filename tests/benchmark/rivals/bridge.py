@@ -34,7 +34,7 @@ class Bridge(SERVICES.MissionServiceServicer):
     async def DispatchMission(self, request, context):
         ended = asyncio.get_running_loop().create_future()
         self.waiting[request.mission_id] = ended
-        topic = f"portarium/acme/robots/{request.robot_id}/commands/{request.mission_id}"
+        topic = f"portarium/python/robots/{request.robot_id}/commands/{request.mission_id}"
         await self.mqtt.publish(topic, command(request), qos=1)
         await ended
         return PROTOS.DispatchMissionResponse(
@@ -42,7 +42,7 @@ class Bridge(SERVICES.MissionServiceServicer):
         )
 
     async def listen(self):
-        await self.mqtt.subscribe("portarium/acme/robots/+/missions/+/status", qos=1)
+        await self.mqtt.subscribe("portarium/python/robots/+/missions/+/status", qos=1)
         async for message in self.mqtt.messages:
             if not message.payload:
                 continue  # It clears a retained status.

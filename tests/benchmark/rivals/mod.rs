@@ -36,6 +36,7 @@ pub async fn compare(stage: &Stage, table: &mut Table, effort: Effort) {
         "env".into(),
         format!("NODE_PATH={}", modules.display()).into(),
     ];
+    let _fleets = [stage.fleet("python").await, stage.fleet("node").await];
     let python = Bridge::start(stage, &[], &python, "bridge.py").await;
     let node = Bridge::start(stage, &node, Path::new("node"), "bridge.js").await;
     let sides = [

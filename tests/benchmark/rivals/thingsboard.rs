@@ -49,13 +49,10 @@ pub(super) async fn measure(table: &mut Table, effort: Effort) {
     let (mut rates, mut cpus, mut residents) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.runs {
         // It is started for each run, since a run leaves it with a backlog.
-        let platform = Platform::start(broker.port, rest, effort.seconds);
         let gateway = start(path);
-        let before = cpu_time(gateway.pid());
-        let seen = platform.ended().await;
+        let seen = posts(broker.port, rest, gateway.pid(), effort.seconds).await;
         rates.push(seen.arrived as f64 / seen.seconds);
-        let cpu = cpu_time(gateway.pid()) - before;
-        cpus.push(cpu.as_secs_f64() * 1e6 / seen.arrived_in_all as f64);
+        cpus.push(seen.cpu * 1e6 / seen.arrived as f64);
         residents.push(resident(gateway.pid()) as f64 / (1024.0 * 1024.0));
     }
     table.row("thingsboard-gateway", &rates, "missions/s", Bound::None);
@@ -140,38 +137,35 @@ pub struct Posts {
     broker: u16,
     #[arg(long)]
     rest: u16,
+    /// Whose CPU time is told.
+    #[arg(long)]
+    process: u32,
     #[arg(long)]
     seconds: f64,
 }
 
+/// What arrived, in what time, and what CPU time that took; both in seconds.
 #[derive(Serialize, Deserialize)]
 struct Seen {
     arrived: u64,
-    arrived_in_all: u64,
     seconds: f64,
+    cpu: f64,
 }
 
-struct Platform(tokio::process::Child);
-
-impl Platform {
-    fn start(broker: u16, rest: u16, seconds: f64) -> Self {
-        let mut command = tokio::process::Command::new(binary("bench"));
-        command
-            .args(["posts", "--broker", &broker.to_string()])
-            .args(["--rest", &rest.to_string()])
-            .args(["--seconds", &seconds.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true);
-        Self(command.spawn().unwrap())
-    }
-
-    async fn ended(self) -> Seen {
-        let output = self.0.wait_with_output().await.unwrap();
-        assert!(output.status.success(), "the callers failed");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
+async fn posts(broker: u16, rest: u16, process: u32, seconds: f64) -> Seen {
+    let output = tokio::process::Command::new(binary("bench"))
+        .args(["posts", "--broker", &broker.to_string()])
+        .args(["--rest", &rest.to_string()])
+        .args(["--process", &process.to_string()])
+        .args(["--seconds", &seconds.to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "the callers failed");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Posts as fast as it is answered, and prints what arrived.
@@ -199,18 +193,15 @@ pub async fn run(posts: Posts) {
         .collect();
     sleep(Duration::from_secs(1)).await;
     let (begin, before) = (Instant::now(), arrived.load(Ordering::Acquire));
+    let cpu_before = cpu_time(posts.process);
     sleep(Duration::from_secs_f64(posts.seconds)).await;
-    let (seconds, after) = (
-        begin.elapsed().as_secs_f64(),
-        arrived.load(Ordering::Acquire),
-    );
+    let seen = Seen {
+        arrived: arrived.load(Ordering::Acquire) - before,
+        seconds: begin.elapsed().as_secs_f64(),
+        cpu: (cpu_time(posts.process) - cpu_before).as_secs_f64(),
+    };
     over.store(true, Ordering::Release);
     callers.join_all().await;
-    let seen = Seen {
-        arrived: after - before,
-        arrived_in_all: arrived.load(Ordering::Acquire),
-        seconds,
-    };
     println!("{}", serde_json::to_string(&seen).unwrap());
 }
 

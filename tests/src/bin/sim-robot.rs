@@ -227,7 +227,7 @@ async fn start_mqtt(args: &Mqtt) -> anyhow::Result<Running> {
     let each = robots.len().div_ceil(args.connections.max(1));
     let mut running = Vec::new();
     for (some, n) in robots.chunks(each).zip(0..) {
-        let client_id = format!("{prefix}~{}~{n}", args.common.robot);
+        let client_id = format!("{prefix}~{}~{}~{n}", args.tenant, args.common.robot);
         let config = MqttRobotConfig {
             tls: identity
                 .as_ref()
