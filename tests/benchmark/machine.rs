@@ -8,15 +8,28 @@ use std::{
 };
 use tokio::time::sleep;
 
-/// More of the CPU time than that, stolen or spent by others, makes figures doubtful.
+/// More of the CPU time than that, stolen or spent by others, makes a run a noisy one.
 const NOISE: f64 = 0.05;
 
-/// CPU time of the whole machine since it started, in ticks.
+/// CPU time since the machine started, in ticks.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticks {
     all: u64,
-    busy: u64,
+    /// Of all processes.
+    spent: u64,
+    /// Of this process and its children, also of those that have ended.
+    ours: u64,
+    /// What the host gave to others, and no process here got.
     stolen: u64,
+}
+
+/// Parts of the CPU time that the benchmark did not get.
+#[derive(Debug, Clone, Copy)]
+pub struct Lost {
+    /// To processes that are not the benchmark's.
+    pub others: f64,
+    /// To other machines on the same host.
+    pub stolen: f64,
 }
 
 impl Ticks {
@@ -29,62 +42,74 @@ impl Ticks {
         for (field, text) in fields.iter_mut().zip(first.split_whitespace().skip(1)) {
             *field = text.parse().unwrap_or_default();
         }
-        let [user, nice, system, _, _, irq, softirq, stolen] = fields;
+        let [user, nice, system, _, _, _, _, stolen] = fields;
         Self {
             all: fields.iter().sum(),
-            busy: user + nice + system + irq + softirq,
+            spent: user + nice + system,
+            ours: ours(),
             stolen,
         }
     }
 
-    /// The part of the CPU time since then that the host gave to others, which no process here got.
-    pub fn stolen_since(self) -> f64 {
+    /// What was lost since then.
+    pub fn lost(self) -> Lost {
         let now = Self::now();
-        (now.stolen - self.stolen) as f64 / (now.all - self.all).max(1) as f64
-    }
-
-    fn busy_since(self) -> f64 {
-        let now = Self::now();
-        (now.busy - self.busy) as f64 / (now.all - self.all).max(1) as f64
-    }
-}
-
-/// Since the benchmark began.
-pub struct Machine {
-    begun: Ticks,
-    busy_before: f64,
-    load_before: f64,
-}
-
-impl Machine {
-    /// Looks for two seconds at what it does by itself.
-    pub async fn look(table: &mut Table) -> Self {
-        let before = Ticks::now();
-        sleep(Duration::from_secs(2)).await;
-        let machine = Self {
-            begun: Ticks::now(),
-            busy_before: before.busy_since(),
-            load_before: load(),
-        };
-        table.part("the machine, before anything was started");
-        table.row(&model(), &[count() as f64], "cores", Bound::None);
-        table.row("load average", &[machine.load_before], "", Bound::None);
-        let busy = 100.0 * machine.busy_before;
-        table.row("CPU busy with something else", &[busy], "%", Bound::None);
-        machine
-    }
-
-    /// What it came to.
-    pub fn conclude(&self, table: &mut Table) {
-        table.part("the machine, over all");
-        let stolen = self.begun.stolen_since();
-        table.row("CPU time stolen", &[100.0 * stolen], "%", Bound::None);
-        table.row("load average at the end", &[load()], "", Bound::None);
-        if stolen > NOISE || self.busy_before > NOISE {
-            println!(
-                "\nA noisy run: something else had part of the CPU. Judge by the quotients, not by the figures."
-            );
+        let all = (now.all - self.all).max(1) as f64;
+        let spent = now.spent - self.spent;
+        let others = spent.saturating_sub(now.ours.saturating_sub(self.ours));
+        Lost {
+            others: others as f64 / all,
+            stolen: (now.stolen - self.stolen) as f64 / all,
         }
+    }
+}
+
+/// Every process of the benchmark is a child of this one.
+fn ours() -> u64 {
+    let me = std::process::id().to_string();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ticks = entries.filter_map(|entry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // Behind the name: state, parent, and from the twelfth on the times in user and system
+        // mode, and those of children that have ended.
+        let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+        let is_me = entry.file_name().to_str() == Some(&me);
+        let is_ours = is_me || fields.get(1) == Some(&me.as_str());
+        let times = fields.get(11..15).filter(|_| is_ours)?;
+        Some(
+            times
+                .iter()
+                .filter_map(|text| text.parse::<u64>().ok())
+                .sum::<u64>(),
+        )
+    });
+    ticks.sum()
+}
+
+/// Looks for two seconds at what the machine does by itself. Returns when the benchmark began.
+pub async fn look(table: &mut Table) -> Ticks {
+    table.part("the machine, before anything was started");
+    sleep(Duration::from_secs(2)).await;
+    table.row(&model(), &[count() as f64], "cores", Bound::None);
+    table.row("load average", &[load()], "", Bound::None);
+    let busy = 100.0 * table.lost().others;
+    table.row("CPU busy with something else", &[busy], "%", Bound::None);
+    Ticks::now()
+}
+
+/// What it came to.
+pub fn conclude(table: &mut Table, begun: Ticks) {
+    table.part("the machine, over all");
+    let lost = begun.lost();
+    let (others, stolen) = (100.0 * lost.others, 100.0 * lost.stolen);
+    table.row("CPU busy with something else", &[others], "%", Bound::None);
+    table.row("CPU time stolen", &[stolen], "%", Bound::None);
+    table.row("load average", &[load()], "", Bound::None);
+    if lost.others.max(lost.stolen) > NOISE {
+        println!(
+            "\nA noisy run: something else had part of the CPU. No figure of it is worth much, \
+             and no verdict."
+        );
     }
 }
 

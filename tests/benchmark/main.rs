@@ -25,7 +25,6 @@ mod stage;
 mod table;
 
 use clap::{Parser, Subcommand};
-use machine::Machine;
 use stage::Stage;
 use std::path::PathBuf;
 use table::{Bound, Table};
@@ -119,7 +118,7 @@ async fn measure(cli: &Cli) -> Table {
         seconds: cli.seconds,
     };
     let mut table = Table::new();
-    let machine = Machine::look(&mut table).await;
+    let begun = machine::look(&mut table).await;
     let stage = Stage::start(64).await;
     let fsyncs = machine::fsyncs(stage.path());
     table.row("one fsync of 4 KiB", &fsyncs, "ms", Bound::None);
@@ -130,7 +129,7 @@ async fn measure(cli: &Cli) -> Table {
     if cli.rivals {
         rivals::compare(&stage, &mut table, effort).await;
     }
-    machine.conclude(&mut table);
+    machine::conclude(&mut table, begun);
     table.conclude();
     table
 }

@@ -1,6 +1,6 @@
 //! The table of results: printed as it grows, and as JSON on request.
 
-use crate::machine::{Ticks, load};
+use crate::machine::{Lost, Ticks, load};
 use serde::Serialize;
 use std::{fmt, fs, path::Path};
 
@@ -43,6 +43,7 @@ struct Row {
     ok: bool,
     lowest: f64,
     highest: f64,
+    others: f64,
     stolen: f64,
 }
 
@@ -71,7 +72,7 @@ impl Table {
         self.part_begun = Ticks::now();
     }
 
-    /// The median of the runs, with their range, and the CPU time stolen while they were made.
+    /// The median of the runs, with their range, and the CPU time that others had meanwhile.
     pub fn row(&mut self, name: &str, runs: &[f64], unit: &str, bound: Bound) {
         let mut sorted = runs.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -91,10 +92,11 @@ impl Table {
             (true, _) => "ok",
             (false, _) => "NOT MET",
         };
-        let stolen = self.part_begun.stolen_since();
+        let Lost { others, stolen } = self.lost();
         println!(
-            "  {name:<58} {:>9} {unit:<12} {range:<20} steal {:>3.0} %  {:<8} {verdict}",
+            "  {name:<58} {:>9} {unit:<12} {range:<20} others {:>2.0} %, steal {:>2.0} %  {:<8} {verdict}",
             short(value),
+            100.0 * others,
             100.0 * stolen,
             bound.to_string(),
         );
@@ -106,8 +108,14 @@ impl Table {
             ok,
             lowest,
             highest,
+            others,
             stolen,
         });
+    }
+
+    /// The CPU time that others had since the part began.
+    pub fn lost(&self) -> Lost {
+        self.part_begun.lost()
     }
 
     /// Whether every bound holds.
