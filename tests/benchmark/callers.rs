@@ -242,14 +242,9 @@ async fn call(
         };
         let robot = (n + stride) % callers.robots;
         let id = format!("{}-{n}-{turn}", callers.run);
+        let robot = format!("r-{robot}");
         let began = Instant::now();
-        let answer = match connection.channel() {
-            Ok(channel) => {
-                let client = MissionServiceClient::new(channel);
-                one(client, callers.kind, &format!("r-{robot}"), &id, &waiting).await
-            }
-            Err(down) => Err(Status::unavailable(down.reason.to_string())),
-        };
+        let answer = insist(&callers, &connection, &robot, &id, &waiting, &book).await;
         match answer {
             Ok(()) => {
                 book.done.fetch_add(1, Ordering::AcqRel);
@@ -258,15 +253,39 @@ async fn call(
                     book.latencies.lock().unwrap().push(took);
                 }
             }
-            Err(status) if status.code() == Code::ResourceExhausted => {
-                book.shed.fetch_add(1, Ordering::AcqRel);
-                sleep(Duration::from_millis(1)).await;
-            }
+            // It was given up.
+            Err(status) if status.code() == Code::ResourceExhausted => return,
             Err(status) => {
                 eprintln!("{id}: {status}");
                 book.failed.fetch_add(1, Ordering::AcqRel);
                 sleep(Duration::from_millis(10)).await;
             }
+        }
+    }
+}
+
+/// Asks again for a mission that was shed, since nothing was kept of it.
+async fn insist(
+    callers: &Callers,
+    connection: &Connection,
+    robot: &str,
+    id: &str,
+    waiting: &Waiting,
+    book: &Book,
+) -> Result<(), Status> {
+    loop {
+        let channel = connection.channel();
+        let channel = channel.map_err(|down| Status::unavailable(down.reason.to_string()))?;
+        let client = MissionServiceClient::new(channel);
+        match one(client, callers.kind, robot, id, waiting).await {
+            Err(status)
+                if status.code() == Code::ResourceExhausted
+                    && !book.over.load(Ordering::Acquire) =>
+            {
+                book.shed.fetch_add(1, Ordering::AcqRel);
+                sleep(Duration::from_millis(1)).await;
+            }
+            answer => return answer,
         }
     }
 }

@@ -64,6 +64,8 @@ enum Part {
     Signals,
     Handshakes,
     Rotation,
+    Idle,
+    AtOnce,
     Scale,
 }
 
@@ -162,9 +164,13 @@ async fn parts(cli: &Cli, effort: Effort, stage: &Stage, table: &mut Table) {
     if wanted(Part::Rotation) {
         identity::rotation(stage, table, effort).await;
     }
-    if wanted(Part::Scale) {
+    if wanted(Part::Idle) {
         scale::idle_clients(stage, table).await;
+    }
+    if wanted(Part::AtOnce) {
         scale::at_once(table).await;
+    }
+    if wanted(Part::Scale) {
         scale::registry_and_history(stage, table, effort).await;
     }
 }

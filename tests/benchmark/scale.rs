@@ -142,5 +142,7 @@ pub async fn at_once(table: &mut Table) {
         "missions",
         Bound::AtLeast(1_000.0),
     );
+    let shed = seen.shed as f64;
+    table.row("shed, and asked for again", &[shed], "", Bound::None);
     table.row("the last one after", &[last as f64 / 1e6], "s", Bound::None);
 }
