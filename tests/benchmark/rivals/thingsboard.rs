@@ -2,9 +2,9 @@
 //!
 //! It is made for telemetry: what is posted to it is answered at once and published some time
 //! later, in packs. It can wait for an answer (`responseExpected`), but does so with a blocking
-//! sleep of 0.2 s in its only thread, and takes whichever answer comes first: five a second, and
-//! not each to its own. So what counts is one way, up to the arrival at a subscriber. Its TLS to
-//! the broker is 1.2 and its REST server asks nobody for a certificate, so both are plaintext here.
+//! sleep in its only thread, and takes whichever answer comes first, mostly another's. So what
+//! counts is one way, up to the arrival at a subscriber. Its TLS to the broker is 1.2 and its REST
+//! server asks nobody for a certificate, so both are plaintext here.
 
 use crate::{
     Effort,
