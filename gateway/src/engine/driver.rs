@@ -218,7 +218,7 @@ impl RobotState {
         active.phase = Phase::Sending { again: false };
         open.offered = true;
         self.dispatching = true;
-        self.stop.overtaken = self.stop.requested;
+        self.row_behind |= self.stop.overtaken();
         active.word_by = open.deliver_by;
         calls.push(dispatch(
             adapter,

@@ -2,6 +2,7 @@
 
 use portarium_protocols::{
     adapter::StopAnswer,
+    ids::MissionId,
     mission::{ActionType, Command},
 };
 use std::{sync::Arc, time::Duration};
@@ -44,8 +45,11 @@ pub(super) struct StopLane {
     /// What the robot answered to the last stop sent, and the last request it covers; `Err`: why
     /// it refused.
     pub(super) answered: (u64, Option<Result<StopAnswer, String>>),
-    /// A mission was sent after this request: the robot was to move again.
-    pub(super) overtaken: u64,
+    /// Handed over, and the robot has not said a word of it: what carried it may have lost it while
+    /// the robot was away. With the last request that its answer covers.
+    unheard: Option<(Arc<Command>, u64)>,
+    /// The name of the last one was used before: a report on it may be of the one before.
+    doubtful: bool,
 }
 
 impl StopLane {
@@ -60,12 +64,71 @@ impl StopLane {
         stronger(self.under_way.as_ref(), self.next.as_ref())
     }
 
-    /// Puts a stop in line, which covers the one that waits.
-    pub(super) fn put(&mut self, stop: &Arc<Command>) {
+    /// The one of which the robot has not said a word, be it on its way, to be sent or handed over.
+    pub(super) fn unanswered(&self) -> Option<Arc<Command>> {
+        stronger(self.unheard(), self.pending().as_ref())
+    }
+
+    fn unheard(&self) -> Option<&Arc<Command>> {
+        self.unheard.as_ref().map(|(stop, _)| stop)
+    }
+
+    /// Puts a stop in line, which covers the one that waits. `known`: its name was used before.
+    pub(super) fn put(&mut self, stop: &Arc<Command>, known: bool) {
         let waits = self.next.take();
+        self.doubtful = known || self.doubtful && waits.is_some();
         self.next = stronger(waits.as_ref(), Some(stop));
         self.requested += 1;
         self.retry_at = None;
+    }
+
+    /// Where none is to be sent, the one that was not answered is, once more. From then on a report
+    /// on it counts, whatever its name: that it was lost twice, and both times taken for another of
+    /// its name, is not to be expected.
+    pub(super) fn repeat_unheard(&mut self) {
+        if !self.is_pending() && self.unheard.is_some() {
+            self.next = self.unheard().cloned();
+            self.doubtful = false;
+        }
+    }
+
+    /// A stop was handed over, and how the robot answers is not known yet.
+    pub(super) fn handed_over(&mut self, stop: &Arc<Command>, number: u64) {
+        let reported = self.answered.0 >= number && !self.doubtful;
+        if !reported || self.unheard.is_some() {
+            let stop = stronger(self.unheard(), Some(stop));
+            self.unheard = stop.map(|stop| (stop, number));
+        }
+    }
+
+    /// The robot has answered to this request, and so to those before it. Whether one was handed
+    /// over that it had not answered to.
+    pub(super) fn heard(&mut self, number: u64) -> bool {
+        self.unheard.take_if(|(_, last)| *last <= number).is_some()
+    }
+
+    /// As before, by a report.
+    pub(super) fn reported(&mut self, number: u64) -> bool {
+        !self.doubtful && self.heard(number)
+    }
+
+    /// After a start: of the one that is next, no report is known.
+    pub(super) fn is_not_heard_as(&mut self, name: &MissionId) {
+        if self.next.as_ref().is_some_and(|n| n.mission_id == *name) {
+            self.doubtful = false;
+        }
+    }
+
+    /// The last request that a report under this name answers, where nothing else follows it.
+    pub(super) fn unheard_as(&self, name: &MissionId) -> Option<u64> {
+        let (stop, number) = self.unheard.as_ref()?;
+        (stop.mission_id == *name).then_some(*number)
+    }
+
+    /// A mission is sent: the robot is to move again. Sent once more, the stop would hit this
+    /// mission in place of the one that it was meant for. Whether there was one.
+    pub(super) fn overtaken(&mut self) -> bool {
+        self.unheard.take().is_some()
     }
 }
 

@@ -62,7 +62,6 @@ pub(super) fn take_up(
         }
     }
     for robot in robots.values() {
-        robot.lock().keep_unanswered_stop();
         inner.drive(robot);
     }
     inner.robots.store(Arc::new(robots));
@@ -103,12 +102,11 @@ impl RobotState {
             self.observer.outcome_unknown(true);
         }
         match mission.command.action_type {
-            // The robot's row says whether one is to be sent at once. Given up, it is not sent
-            // again on the robot's return either: what the robot was given since is not known.
+            // The robot's row says whether one is to be sent at once.
             ActionType::Stop | ActionType::EstopRequest => {
                 self.stop.requested += 1;
-                if state.outcome_unknown {
-                    self.stop.overtaken = self.stop.requested;
+                if !state.heard {
+                    self.stop.is_not_heard_as(&id);
                 }
             }
             // Ends with the mission that it cancels, which is asked for below.
@@ -119,8 +117,8 @@ impl RobotState {
                 let cancel = match state.cancel_requested {
                     true => CancelPhase::Wanted(None),
                     false => {
-                        // Every stop before it would have asked for its end.
-                        self.stop.overtaken = self.stop.requested;
+                        // A stop behind it would have asked for its end.
+                        self.stop.next = None;
                         CancelPhase::Idle
                     }
                 };

@@ -201,14 +201,14 @@ impl RobotState {
         }
     }
 
-    /// Hold, latch, fence and a stop not delivered stay with the name, also when the robot behind
+    /// Hold, latch, fence and a stop not answered stay with the name, also when the robot behind
     /// it changes, or is taken out of the configuration and put in again.
     pub(super) fn inherit(&mut self, kept: RobotRow) {
         self.latched = kept.latched;
         self.hold = kept.hold;
         self.fence = kept.fence.unwrap_or_default();
         if let Some(stop) = &kept.stop {
-            self.stop.put(stop);
+            self.stop.put(stop, true);
         }
     }
 }

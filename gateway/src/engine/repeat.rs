@@ -51,7 +51,7 @@ impl RobotState {
         active.word_by = open.deliver_by;
         open.offered = true;
         self.dispatching = true;
-        self.stop.overtaken = self.stop.requested;
+        self.row_behind |= self.stop.overtaken();
         // If this one brings no answer either, the next question takes its time.
         self.retry_at = Some(Instant::now() + RETRY);
         calls.push(dispatch(

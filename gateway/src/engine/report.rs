@@ -3,15 +3,14 @@
 use super::{
     Inner, Robot,
     index::Found,
-    lane::stronger,
-    robot::{Active, CancelPhase, Open, Phase, RobotState, stamp},
+    robot::{Active, CancelPhase, Phase, RobotState, stamp},
     transition::{Change, Word},
 };
 use crate::journal::{Append, BACKLOG_LIMIT, Record};
 use portarium_protocols::{
-    adapter::{Disbelieved, Link, Report, StopAnswer, Update},
+    adapter::{Disbelieved, Link, Report, Speaker, StopAnswer, Update},
     ids::{MissionId, RobotId},
-    mission::{ActionType, Command, CompletionMode, MissionStatus},
+    mission::{ActionType, CompletionMode, MissionStatus},
 };
 use std::{collections::VecDeque, sync::Arc};
 use tokio::{sync::mpsc, time::Instant};
@@ -66,9 +65,13 @@ impl Inner {
                 let Some(robot) = self.robot(id) else { return };
                 self.take_report(&robot, &report);
             }
-            Some(Found::Ended { position, .. }) => self.late_word(position),
+            Some(Found::Ended { position, .. }) => {
+                self.unfollowed_stop(&report);
+                self.late_word(position);
+            }
             // Of another gateway, or no longer kept.
             None => {
+                self.unfollowed_stop(&report);
                 tracing::debug!(mission = %report.mission, "a report on a mission that is not known here")
             }
         }
@@ -91,6 +94,21 @@ impl Inner {
         }
         robot.stop_word.notify_waiters();
         robot.wake.notify_one();
+    }
+
+    /// A stop may have the name of one that has ended, or no mission by which it is followed. Of a
+    /// topic that thousands may share nobody is looked for: the stop is sent once more in vain.
+    fn unfollowed_stop(&self, report: &Report) {
+        let Speaker::Robot(id) = &report.speaker else {
+            return;
+        };
+        let Some(robot) = self.robot(id) else { return };
+        let mut state = robot.lock();
+        let number = state.stop.unheard_as(&report.mission);
+        if number.is_some_and(|number| state.stop_reported(number, report.status)) {
+            drop(state);
+            robot.wake.notify_one();
+        }
     }
 
     /// A status that stays on the wire after its mission's end is cleared again.
@@ -144,7 +162,7 @@ impl RobotState {
         self.retry_at = None;
         self.stop.retry_at = None;
         self.unanswered.end();
-        self.keep_unanswered_stop();
+        self.stop.repeat_unheard();
         if let Some(active) = &mut self.active
             && matches!(
                 active.cancel,
@@ -153,28 +171,6 @@ impl RobotState {
         {
             active.cancel = CancelPhase::Wanted(None);
         }
-    }
-
-    /// Where none is to be sent, the one that was not answered is: after a start as well, since
-    /// nobody knows what became of it meanwhile.
-    pub(super) fn keep_unanswered_stop(&mut self) {
-        if !self.stop.is_pending() {
-            self.stop.next = self.unanswered_stop();
-        }
-    }
-
-    /// Of the stops that were handed over and of which the robot has not said a word: what carried
-    /// them may have lost them while it was away. Not one before a mission that was sent: that
-    /// mission would be stopped in place of the one it was meant for.
-    fn unanswered_stop(&self) -> Option<Arc<Command>> {
-        let mut unanswered: Vec<&Open> = self
-            .open
-            .values()
-            .filter(|open| open.is_unanswered_stop() && open.stop_number > self.stop.overtaken)
-            .collect();
-        unanswered.sort_by_key(|open| open.stop_number);
-        let commands = unanswered.iter().map(|open| &open.mission.command);
-        commands.fold(None, |kept, stop| stronger(kept.as_ref(), Some(stop)))
     }
 
     /// Applies a robot's word on one of its missions or stops.
@@ -312,6 +308,18 @@ impl RobotState {
         }
     }
 
+    /// Whether the stop that is handed over to be sent again is answered by it.
+    fn stop_reported(&mut self, number: u64, status: MissionStatus) -> bool {
+        let silent = [
+            MissionStatus::Pending,
+            MissionStatus::Dispatched,
+            MissionStatus::Cancelled,
+        ];
+        let answered = !silent.contains(&status) && self.stop.reported(number);
+        self.row_behind |= answered;
+        answered
+    }
+
     fn stop_report(
         &mut self,
         number: u64,
@@ -319,6 +327,7 @@ impl RobotState {
         at: &Arc<str>,
         records: &mut Vec<Record>,
     ) -> Change {
+        self.stop_reported(number, report.status);
         let answer = match report.status {
             MissionStatus::Executing | MissionStatus::WaitingPreemption => StopAnswer::Accepted,
             MissionStatus::Succeeded => StopAnswer::Stationary,

@@ -71,7 +71,7 @@ pub(super) struct RobotState {
     /// The adapter is at a dispatch; it is never given two at once, although a robot's word may
     /// end a mission before its hand-over has returned.
     pub(super) dispatching: bool,
-    /// The robot's row on the disk names a stop that the robot has got meanwhile.
+    /// The robot's row on the disk names a stop that is not to be sent any more.
     pub(super) row_behind: bool,
     /// After a failed hand-over or question: not tried again before then.
     pub(super) retry_at: Option<Instant>,
@@ -102,15 +102,6 @@ pub(super) struct Open {
     pub(super) offered: bool,
     /// For stops: the order of their requests.
     pub(super) stop_number: u64,
-}
-
-impl Open {
-    /// A stop that was handed over and of which the robot has not said a word.
-    pub(super) fn is_unanswered_stop(&self) -> bool {
-        self.mission.command.action_type.is_stop()
-            && self.state.status == MissionStatus::Dispatched
-            && !self.state.heard
-    }
 }
 
 /// What the robot has.
@@ -309,7 +300,7 @@ impl RobotState {
             fence: Some(self.fence),
             latched: self.latched,
             hold: self.hold.clone(),
-            stop: self.stop.pending(),
+            stop: self.stop.unanswered(),
         }
     }
 

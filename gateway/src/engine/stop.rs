@@ -107,7 +107,7 @@ impl Inner {
         let latches = command.action_type == ActionType::EstopRequest && !state.latched;
         state.latched |= latches;
         state.cancel_all(command, &at, &mut records);
-        state.stop.put(command);
+        state.stop.put(command, new.is_none());
         let number = state.stop.requested;
         let mission = match new {
             Some(mission) => {
@@ -233,6 +233,12 @@ impl Inner {
             }
             match result {
                 Ok(answer) => {
+                    match answer {
+                        StopAnswer::Requested => state.stop.handed_over(command, number),
+                        StopAnswer::Accepted | StopAnswer::Stationary => {
+                            state.stop.heard(number);
+                        }
+                    }
                     // A report may have come before the answer, and say more.
                     if state.stop.answered.0 < number || answer != StopAnswer::Requested {
                         state.stop.answered = (number, Some(Ok(answer)));
@@ -248,11 +254,12 @@ impl Inner {
                 }
                 Err(SignalError::Refused { reason }) => {
                     tracing::error!(robot = %robot.id(), stop = %command.mission_id, %reason, "the robot refused a stop");
+                    state.stop.heard(number);
                     state.stop_refused(number, &reason, &at, &mut records);
                     state.stop.answered = (number, Some(Err(reason)));
                 }
             }
-            state.row_behind |= !state.stop.is_pending();
+            state.row_behind |= state.stop.unanswered().is_none();
             if !records.is_empty() {
                 self.journal.append(Append {
                     records,

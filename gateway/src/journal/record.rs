@@ -181,7 +181,7 @@ pub struct RobotRow {
     pub latched: bool,
     /// An operator's hold and its reason.
     pub hold: Option<String>,
-    /// The stop that the robot has not got yet.
+    /// The stop that the robot has not answered: it may not have got it yet.
     pub stop: Option<Arc<Command>>,
 }
 

@@ -285,6 +285,54 @@ async fn a_repeated_stop_for_a_robot_out_of_reach_is_kept_across_a_crash_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_under_a_name_that_was_used_before_is_kept_until_the_robot_answers_to_it() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.stop("s1").await;
+        sim.say("s1", MissionStatus::Succeeded).await;
+        // Taken for the robot, and lost: the robot is away, and nobody has noticed.
+        sim.stop("s1").await;
+        // Of the one before, as far as anybody can tell.
+        sim.say("s1", MissionStatus::Succeeded).await;
+        sim.link("r", false).await;
+        if crash {
+            sim.crash().await;
+        }
+        let before = sim.robots.stopped("r").len();
+        sim.link("r", true).await;
+        let after = sim.robots.stopped("r").len();
+        assert_eq!(after, before + 1, "crash: {crash}");
+        if crash {
+            // Only from here it is known to have been sent once more.
+            sim.link("r", true).await;
+        }
+        sim.say("s1", MissionStatus::Succeeded).await;
+        let before = sim.robots.stopped("r").len();
+        sim.link("r", true).await;
+        sim.crash().await;
+        sim.link("r", true).await;
+        assert_eq!(sim.robots.stopped("r").len(), before, "crash: {crash}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_a_mission_has_overtaken_is_not_sent_again_whatever_its_name() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.stop("s1").await;
+        sim.say("s1", MissionStatus::Succeeded).await;
+        sim.stop("s1").await;
+        sim.dispatch("m1").await.unwrap();
+        if crash {
+            sim.crash().await;
+        }
+        sim.link("r", false).await;
+        sim.link("r", true).await;
+        assert_eq!(sim.robots.stopped("r"), ["s1", "s1"], "crash: {crash}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_that_the_robot_has_not_answered_is_sent_once_more_after_a_start() {
     let mut sim = Sim::new().await;
     sim.stop("s1").await;
