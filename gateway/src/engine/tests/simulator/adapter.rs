@@ -116,7 +116,13 @@ impl Adapter for SimAdapter {
         };
         let answer = self.answer(id, answered).await;
         let unsent = matches!(answer, Answer::NotSent);
-        self.world.lock().end_handover(&command, !unsent);
+        {
+            let mut world = self.world.lock();
+            world.end_handover(&command, !unsent);
+            if matches!(answer, Answer::Accepted) {
+                world.book.spoke(&command.mission_id);
+            }
+        }
         match answer {
             Answer::NotSent => Err(DispatchError::Unreachable { reason: reason() }),
             Answer::Taken => Ok(Handover::Sent),
@@ -150,7 +156,13 @@ impl Adapter for SimAdapter {
         let answer = self
             .signal(&command.robot_id, |_| Message::Question { mission })
             .await?;
-        self.world.lock().book.asked_robot(&command.mission_id);
+        {
+            let book = &mut self.world.lock().book;
+            book.asked_robot(&command.mission_id);
+            if matches!(answer, Answer::Known(_)) {
+                book.spoke(&command.mission_id);
+            }
+        }
         Ok(match answer {
             Answer::Known(report) => Reconciled::Known(report),
             Answer::NotKnown => Reconciled::NotKnown,

@@ -33,11 +33,17 @@ pub(super) struct Entry {
     pub(super) acked: Option<String>,
     /// It was refused: nothing of it is kept.
     pub(super) refused: bool,
-    /// Somebody was told that it is over.
+    /// Somebody was told that it is over, or that its end is asked for.
     pub(super) over: bool,
+    pub(super) end_promised: bool,
     /// Somebody asked for its end, or said how it ended.
     pub(super) end_wanted: bool,
     pub(super) said: bool,
+    /// The adapter is at it.
+    pub(super) in_hand: bool,
+    /// When it was last given to the adapter, and whether the robot was heard of it ever.
+    pub(super) sent_at: Option<Instant>,
+    spoken: bool,
     /// How often it left, as far as can be known.
     pub(super) sends: u32,
     /// The robot was asked since it was sent.
@@ -49,6 +55,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// It was sent, its robot has not said a word, and nobody draws anything from that.
+    pub(super) fn is_left_alone(&self) -> bool {
+        let told = self.told.as_ref().filter(|told| told.ended.is_none());
+        self.sends > 0
+            && !self.spoken
+            && told.is_some_and(|t| !t.state.outcome_unknown && !t.state.cancel_requested)
+    }
+
     /// Kept, and without an end as far as watchers know.
     pub(super) fn is_open(&self) -> bool {
         self.told.as_ref().is_some_and(|told| told.ended.is_none())
@@ -120,8 +134,20 @@ impl Book {
         }
         for entry in self.entries.values_mut() {
             entry.asking = 0;
+            entry.in_hand = false;
             entry.asked_since = false;
         }
+    }
+
+    /// Another mission has a key of this one, and the same caller.
+    fn clashes(&self, caller: &str, command: &Command) -> bool {
+        self.entries.values().any(|other| {
+            let theirs = &other.command;
+            *other.caller == *caller
+                && theirs.mission_id != command.mission_id
+                && (theirs.plan_effect_idempotency_key == command.plan_effect_idempotency_key
+                    || theirs.idempotency_key == command.idempotency_key)
+        })
     }
 
     pub(super) fn stop_reached(&mut self, robot: &RobotId, sent: u64) {
@@ -138,6 +164,12 @@ impl Book {
         if let Some(entry) = self.entries.get_mut(mission) {
             entry.cancel_reached = entry.cancel_reached.max(sent);
             entry.cancel_due = entry.cancel_due.filter(|(seq, _)| *seq > sent);
+        }
+    }
+
+    pub(super) fn spoke(&mut self, mission: &MissionId) {
+        if let Some(entry) = self.entries.get_mut(mission) {
+            entry.spoken = true;
         }
     }
 
@@ -171,8 +203,12 @@ impl World {
             acked: None,
             refused: false,
             over: false,
+            end_promised: false,
             end_wanted: false,
             said: false,
+            in_hand: false,
+            sent_at: None,
+            spoken: false,
             sends: 0,
             asked_since: false,
             cancel_due: None,
@@ -202,6 +238,7 @@ impl World {
         let keeps_all = self.keeps_all();
         let kept = |id: &&MissionId| keeps_all || self.book.entries[*id].is_open();
         let known = self.book.by_key.get(&key).filter(kept).cloned();
+        let clashes = self.book.clashes(caller, command);
         let Some(entry) = self.book.entries.get_mut(id) else {
             return;
         };
@@ -211,6 +248,9 @@ impl World {
                 Some(format!("was {acked} and is {}", answer.request_id))
             }
             (Ok(_), None, Some(other)) if other != id => Some(format!("took the key of {other}")),
+            (Err(Refusal::Duplicate(why)), None, _) if !clashes => {
+                Some(format!("is not what its caller asked for before: {why}"))
+            }
             (Err(refusal), Some(acked), _) => {
                 Some(format!("was acknowledged as {acked}, and now: {refusal:?}"))
             }
@@ -256,6 +296,7 @@ impl World {
             (two, "while another one is being handed over"),
             (entry.refused, "although it was refused"),
             (entry.over, "although it was said to be over"),
+            (entry.end_promised, "although its end was promised"),
             (entry.seq < fence, "past a stop that came after it"),
             (latched, "to a latched robot"),
             (held, "to a held robot"),
@@ -273,6 +314,8 @@ impl World {
                 "with other content",
             ),
         ];
+        entry.in_hand = true;
+        entry.sent_at = Some(Instant::now());
         entry.sends += 1;
         entry.asked_since = false;
         let open = |e: &Entry| e.told.as_ref().is_none_or(|told| told.ended.is_none());
@@ -305,8 +348,9 @@ impl World {
     pub(super) fn end_handover(&mut self, command: &Command, left: bool) {
         let wire = &mut self.robot(&command.robot_id).wire;
         wire.handing_over = wire.handing_over.saturating_sub(1);
-        if !left && let Some(entry) = self.book.entries.get_mut(&command.mission_id) {
-            entry.sends -= 1;
+        if let Some(entry) = self.book.entries.get_mut(&command.mission_id) {
+            entry.in_hand = false;
+            entry.sends -= u32::from(!left);
         }
     }
 }

@@ -1,16 +1,19 @@
 //! Callers and operators: each call is a task that may lose patience, and hears nothing from a
 //! gateway that died.
 
-use super::{super::make, run::Run, world::World};
+use super::{super::make, run::Run};
 use crate::engine::{Cancelled, Engine, OperatorError};
 use portarium_protocols::{
     ids::{MissionId, RobotId},
-    mission::{ActionType, Command, CompletionMode, MissionStatus},
+    mission::{ActionType, Command},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
-const CALLERS: [&str; 3] = [
+pub(super) const CALLERS: [&str; 3] = [
     "spiffe://example.org/ns/control/sa/a",
     "spiffe://example.org/ns/control/sa/b",
     "spiffe://example.org/ns/other/sa/a",
@@ -22,6 +25,17 @@ struct Call {
     world: super::world::Shared,
     life: u64,
     patience: Duration,
+    /// When it comes; at once, or in the middle of something.
+    moment: Option<Arc<Notify>>,
+}
+
+impl Call {
+    async fn moment(&self) {
+        if let Some(moment) = &self.moment {
+            // Nothing may be happening.
+            let _ = timeout(Duration::from_secs(1), moment.notified()).await;
+        }
+    }
 }
 
 impl Run {
@@ -32,11 +46,19 @@ impl Run {
             0 => world.millis(0..50),
             _ => world.millis(50..20_000),
         };
+        let moment = match !world.healed && world.chance(40) {
+            true => {
+                let effects = world.random.u64(0..25);
+                Some(world.moment_in(effects))
+            }
+            false => None,
+        };
         Call {
             engine: self.engine(),
             world: self.world.clone(),
             life: world.life,
             patience,
+            moment,
         }
     }
 
@@ -122,6 +144,7 @@ impl Run {
         };
         let call = self.call();
         tokio::spawn(async move {
+            call.moment().await;
             let seq = {
                 let mut world = call.world.lock();
                 if !world.goes_on(call.life) {
@@ -151,15 +174,24 @@ impl Run {
     }
 
     pub(super) fn cancel(&self) {
-        let Some(id) = self.world.lock().some_entry(|_| true) else {
-            return;
+        let id = {
+            let mut world = self.world.lock();
+            // What is just being handed over is the hardest to call back.
+            let in_hand = match world.random.bool() {
+                true => world.some_entry(|entry| entry.in_hand),
+                false => None,
+            };
+            in_hand.or_else(|| world.some_entry(|_| true))
         };
-        self.cancel_one(id);
+        if let Some(id) = id {
+            self.cancel_one(id);
+        }
     }
 
     pub(super) fn cancel_one(&self, id: MissionId) {
         let call = self.call();
         tokio::spawn(async move {
+            call.moment().await;
             let seq = {
                 let mut world = call.world.lock();
                 if !world.does(call.life, format_args!("somebody cancels {id}")) {
@@ -269,129 +301,5 @@ impl Run {
                 world.does(call.life, format_args!("who says it hears {result:?}"));
             });
         }
-    }
-}
-
-impl World {
-    fn some_caller(&mut self) -> Arc<str> {
-        CALLERS[self.random.usize(0..CALLERS.len())].into()
-    }
-
-    fn new_mission(&mut self) -> (Arc<str>, Command) {
-        let (robot, n) = (self.some_robot(), self.book.new_name());
-        let mut command = match self.chance(8) {
-            true => make::manual(robot.as_str(), &format!("m{n}")),
-            false => make::mission(robot.as_str(), &format!("m{n}")),
-        };
-        if self.chance(25) {
-            // Keys are a caller's own: others have the same.
-            let n = self.random.u32(0..4);
-            command.plan_effect_idempotency_key = format!("shared-{n}");
-        }
-        (self.some_caller(), command)
-    }
-
-    fn new_cancel_action(&mut self) -> (Arc<str>, Command) {
-        let (robot, n) = (self.some_robot(), self.book.new_name());
-        let command = make::cancel_action(robot.as_str(), &format!("c{n}"));
-        (self.some_caller(), command)
-    }
-
-    /// One of the last missions that somebody asked for.
-    pub(super) fn some_entry(
-        &mut self,
-        is_it: impl Fn(&super::book::Entry) -> bool,
-    ) -> Option<MissionId> {
-        // Under the keys of what is no longer kept, it would be asked for anew.
-        let keeps_all = self.keeps_all();
-        let mut found: Vec<(u64, MissionId)> = self
-            .book
-            .entries
-            .iter()
-            .filter(|(_, entry)| {
-                is_it(entry) && (keeps_all || entry.told.is_none() || entry.is_open())
-            })
-            .map(|(id, entry)| (entry.seq, id.clone()))
-            .collect();
-        found.sort();
-        let from = found.len().saturating_sub(10);
-        let recent = found.split_off(from);
-        // Most often the very last.
-        let last = recent.last()?.1.clone();
-        match self.random.u32(0..3) {
-            0 => Some(last),
-            _ => Some(recent[self.random.usize(0..recent.len())].1.clone()),
-        }
-    }
-
-    /// The same once more, as a caller's library sends it.
-    pub(super) fn again(&mut self, id: &MissionId) -> (Arc<str>, Command) {
-        let (again, entry) = (self.random.bool(), &self.book.entries[id]);
-        let mut command = (*entry.command).clone();
-        if again {
-            command.correlation_id = "another".into();
-            command.requested_at = "2026-01-01T00:00:00Z".into();
-        }
-        (entry.caller.clone(), command)
-    }
-
-    /// Something else under a name or a key that was acknowledged.
-    fn other_content(&mut self) -> Option<(Arc<str>, Command)> {
-        let id = self.some_entry(|entry| entry.acked.is_some())?;
-        let (dice, entry) = (self.random.u32(0..4), &self.book.entries[&id]);
-        let mut command = (*entry.command).clone();
-        let mut caller = entry.caller.clone();
-        match dice {
-            0 => drop(command.parameters.insert("x".into(), "2".into())),
-            1 => {
-                command.completion_mode = match command.completion_mode {
-                    CompletionMode::Auto => CompletionMode::ManualOnly,
-                    CompletionMode::ManualOnly => CompletionMode::Auto,
-                }
-            }
-            2 => command.plan_effect_idempotency_key.push_str("-other"),
-            _ => {
-                caller = "spiffe://example.org/ns/third/sa/x".into();
-                command.idempotency_key.push_str("-other");
-            }
-        }
-        Some((caller, command))
-    }
-
-    /// The missions that wait for a person's word, and what a person finds at the robot: nothing
-    /// while the robot cannot be looked at, is still at it, or has not got everything yet. `None`
-    /// confirms.
-    fn what_operators_know(&self) -> Vec<(MissionId, Option<MissionStatus>)> {
-        let mut known = Vec::new();
-        for (id, told) in &self.book.stops {
-            if told.ended.is_none() && told.state.outcome_unknown {
-                known.push((id.clone(), Some(MissionStatus::Failed)));
-            }
-        }
-        for (id, entry) in &self.book.entries {
-            let Some(told) = entry.told.as_ref().filter(|t| t.ended.is_none()) else {
-                continue;
-            };
-            if told.state.awaiting_confirmation && !told.state.outcome_unknown {
-                known.push((id.clone(), None));
-                continue;
-            }
-            let robot = &self.robots[&entry.command.robot_id];
-            let settled = robot.powered
-                && !robot.has_mail()
-                && robot.wire.is_quiet()
-                && robot.since.elapsed() > Duration::from_secs(10)
-                && robot.wire.since.elapsed() > Duration::from_secs(10)
-                && robot.at().is_none_or(|e| e.mission != *id);
-            if !told.state.outcome_unknown || !settled {
-                continue;
-            }
-            let done = robot.executions.iter().rfind(|e| e.mission == *id);
-            let status = done
-                .and_then(|done| done.outcome)
-                .unwrap_or(MissionStatus::Failed);
-            known.push((id.clone(), Some(status)));
-        }
-        known
     }
 }

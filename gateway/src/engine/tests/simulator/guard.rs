@@ -52,9 +52,11 @@ impl World {
 
     /// A cancel was promised to reach the robot.
     pub(super) fn cancel_promised(&mut self, mission: &MissionId, seq: u64) {
-        if let Some(entry) = self.book.entries.get_mut(mission)
-            && entry.cancel_reached < seq
-        {
+        let Some(entry) = self.book.entries.get_mut(mission) else {
+            return;
+        };
+        entry.end_promised = true;
+        if entry.cancel_reached < seq {
             entry.cancel_due = Some((seq, Instant::now()));
         }
     }

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 /// What must have happened within this time, while nothing stood in its way.
 const SOON: Duration = Duration::from_secs(20);
+/// As the robots are configured.
+const DELIVER_WITHIN: Duration = Duration::from_secs(60);
 
 impl World {
     /// A watcher hears what follows what it has heard.
@@ -109,6 +111,7 @@ impl World {
             let overdue = [
                 self.stop_overdue(&id),
                 self.word_overdue(&id),
+                self.silence_overdue(&id),
                 self.moves_on(&id),
             ];
             for overdue in overdue.into_iter().flatten() {
@@ -172,6 +175,21 @@ impl World {
         });
         let (mission, _) = unheard?;
         Some(format!("{id} has ended {mission}, and nobody asked it"))
+    }
+
+    /// A mission of which its robot has not said a word in time, and that is neither cancelled there
+    /// nor of unknown outcome.
+    fn silence_overdue(&self, id: &RobotId) -> Option<String> {
+        let since = self.in_touch(id)?.max(self.disk.well_since);
+        if *self.disk.mood.borrow() != Mood::Well {
+            return None;
+        }
+        let due = |at: Instant| at.max(since) + DELIVER_WITHIN + SOON < Instant::now();
+        let alone = self.book.entries.iter().find(|(_, e)| {
+            e.command.robot_id == *id && e.is_left_alone() && e.sent_at.is_some_and(due)
+        });
+        let (mission, _) = alone?;
+        Some(format!("{id} says nothing of {mission}, and nobody minds"))
     }
 
     /// What a watcher hears who goes on from somewhere, and one who asks for one mission.

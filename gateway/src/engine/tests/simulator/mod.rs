@@ -9,6 +9,7 @@ mod end;
 mod faults;
 mod guard;
 mod judge;
+mod requests;
 mod robot;
 mod run;
 mod trace;
@@ -41,7 +42,8 @@ fn listen_for_panics() {
     ONCE.call_once(|| {
         let otherwise = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            PANIC.with_borrow_mut(|panic| *panic = Some(info.to_string()));
+            let said = info.to_string().replace('\n', " ");
+            PANIC.with_borrow_mut(|panic| *panic = Some(said));
             otherwise(info);
         }));
     });

@@ -334,6 +334,7 @@ impl World {
                 let robot = world.robot(&id);
                 let carried = robot.wire.up && robot.wire.epoch == epoch;
                 if carried && world.lives() {
+                    world.book.spoke(&report.mission);
                     let mut report = report;
                     // A shared topic does not tell who speaks.
                     if !world.robot(&id).answers && world.random.bool() {

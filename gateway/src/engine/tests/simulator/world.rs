@@ -83,6 +83,8 @@ pub(super) struct World {
     alive: bool,
     may_crash: bool,
     crash_in: Option<u64>,
+    /// Who waits for the moment after so many effects.
+    moments: Vec<(u64, Arc<Notify>)>,
     spins: (Instant, u32),
     pub(super) died: Arc<Notify>,
     /// The first promise that was broken.
@@ -119,6 +121,7 @@ impl Shared {
                 alive: false,
                 may_crash: true,
                 crash_in: None,
+                moments: Vec::new(),
                 spins: (Instant::now(), 0),
                 died: Arc::default(),
                 wrong: None,
@@ -167,6 +170,16 @@ impl World {
         }
         self.spins.1 += 1;
         assert!(self.spins.1 < 100_000, "the gateway spins");
+        self.moments.retain_mut(|(left, moment)| match left {
+            0 => {
+                moment.notify_one();
+                false
+            }
+            left => {
+                *left -= 1;
+                true
+            }
+        });
         match &mut self.crash_in {
             Some(0) => {
                 self.happens(format_args!("the gateway dies"));
@@ -194,6 +207,13 @@ impl World {
         self.crash_in = Some(effects).filter(|_| self.may_crash);
     }
 
+    /// Tells of the moment so many effects from now: it is in the middle of something.
+    pub(super) fn moment_in(&mut self, effects: u64) -> Arc<Notify> {
+        let moment = Arc::new(Notify::new());
+        self.moments.push((effects, moment.clone()));
+        moment
+    }
+
     /// It lives until it is asked to end.
     pub(super) fn never_crash(&mut self) {
         self.may_crash = false;
@@ -207,6 +227,7 @@ impl World {
         self.may_crash = !self.healed;
         self.crash_in = None;
         self.settled.clear();
+        self.moments.clear();
         self.life
     }
 
