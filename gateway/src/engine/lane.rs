@@ -48,7 +48,8 @@ pub(super) struct StopLane {
     /// Handed over, and the robot has not said a word of it: what carried it may have lost it while
     /// the robot was away. With the last request that its answer covers.
     unheard: Option<(Arc<Command>, u64)>,
-    /// The name of the last one was used before: a report on it may be of the one before.
+    /// The last one bears a name that was used before, for another request or for an earlier one
+    /// that it covers: a report may be on that.
     doubtful: bool,
 }
 
@@ -76,10 +77,18 @@ impl StopLane {
     /// Puts a stop in line, which covers the one that waits. `known`: its name was used before.
     pub(super) fn put(&mut self, stop: &Arc<Command>, known: bool) {
         let waits = self.next.take();
-        self.doubtful = known || self.doubtful && waits.is_some();
         self.next = stronger(waits.as_ref(), Some(stop));
+        let bears_its_name = self.next.as_ref().is_some_and(|n| Arc::ptr_eq(n, stop));
+        self.doubtful = known || !bears_its_name || self.doubtful && waits.is_some();
         self.requested += 1;
         self.retry_at = None;
+    }
+
+    /// One did not get through, as far as is known: it, or a stronger one, is sent again, also for
+    /// those that were asked for meanwhile.
+    pub(super) fn failed(&mut self, stop: &Arc<Command>, number: u64) {
+        self.next = stronger(Some(stop), self.next.as_ref());
+        self.doubtful |= number < self.requested;
     }
 
     /// Where none is to be sent, the one that was not answered is, once more. From then on a report
@@ -112,10 +121,13 @@ impl StopLane {
         !self.doubtful && self.heard(number)
     }
 
-    /// After a start: of the one that is next, no report is known.
-    pub(super) fn is_not_heard_as(&mut self, name: &MissionId) {
-        if self.next.as_ref().is_some_and(|n| n.mission_id == *name) {
-            self.doubtful = false;
+    /// After a start: the next in the order of the stops that are followed. `waits`: it was not
+    /// handed over, so one of an earlier name is sent for it as well.
+    pub(super) fn follow(&mut self, name: &MissionId, heard: bool, waits: bool) {
+        self.requested += 1;
+        match self.next.as_ref().is_some_and(|n| n.mission_id == *name) {
+            true => self.doubtful = heard,
+            false => self.doubtful |= waits,
         }
     }
 

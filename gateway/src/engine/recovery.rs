@@ -104,10 +104,8 @@ impl RobotState {
         match mission.command.action_type {
             // The robot's row says whether one is to be sent at once.
             ActionType::Stop | ActionType::EstopRequest => {
-                self.stop.requested += 1;
-                if !state.heard {
-                    self.stop.is_not_heard_as(&id);
-                }
+                let waits = state.status == MissionStatus::Pending;
+                self.stop.follow(&id, state.heard, waits);
             }
             // Ends with the mission that it cancels, which is asked for below.
             ActionType::CancelAction => {}

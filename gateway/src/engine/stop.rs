@@ -226,7 +226,6 @@ impl Inner {
         let mut records = Vec::new();
         {
             let mut state = robot.lock();
-            let kept = state.stop.pending();
             state.stop.under_way = None;
             if result.is_ok() {
                 state.stop.undelivered.end();
@@ -249,7 +248,7 @@ impl Inner {
                     if state.stop.undelivered.is_due(Instant::now()) {
                         tracing::warn!(robot = %robot.id(), stop = %command.mission_id, %reason, "stop not delivered; it is kept and tried again until the robot has it");
                     }
-                    state.stop.next = kept;
+                    state.stop.failed(command, number);
                     state.stop.retry_at = Some(Instant::now() + RESEND);
                 }
                 Err(SignalError::Refused { reason }) => {

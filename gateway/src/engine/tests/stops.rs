@@ -316,6 +316,26 @@ async fn a_stop_under_a_name_that_was_used_before_is_kept_until_the_robot_answer
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_report_on_an_emergency_stop_does_not_answer_a_later_stop_that_it_is_sent_again_for() {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.link("r", false).await;
+        sim.estop("e1").await;
+        sim.stop("s2").await;
+        // One of those that seemed not to get through did.
+        sim.say("e1", MissionStatus::Succeeded).await;
+        if crash {
+            sim.crash().await;
+        }
+        // Taken for the robot, and lost.
+        sim.link("r", true).await;
+        let before = sim.robots.stopped("r").len();
+        sim.link("r", true).await;
+        assert_eq!(sim.robots.stopped("r").len(), before + 1, "crash: {crash}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_that_a_mission_has_overtaken_is_not_sent_again_whatever_its_name() {
     for crash in [false, true] {
         let mut sim = Sim::new().await;
