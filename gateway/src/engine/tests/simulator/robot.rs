@@ -303,8 +303,11 @@ impl World {
             robot
                 .known
                 .insert(mission.clone(), (MissionStatus::Failed, quiet));
-            robot.has_ended(&mission, MissionStatus::Failed);
-            robot.unsaid.insert(mission);
+            // Of what it keeps to itself it does not say that either.
+            if !quiet {
+                robot.has_ended(&mission, MissionStatus::Failed);
+                robot.unsaid.insert(mission);
+            }
         }
     }
 
