@@ -302,10 +302,14 @@ impl RobotState {
         if matches!(active.phase, Phase::Committing(_) | Phase::Lost) {
             active.phase = Phase::Sent;
         }
-        // What speaks of it has not forgotten it: its end is awaited from here.
-        if let CancelPhase::Delivered(Some(since)) = &mut active.cancel {
-            *since = Instant::now();
-        }
+        let first = self.open.get(id).is_some_and(|open| !open.state.heard);
+        active.cancel = match active.cancel {
+            // What was on a connection that broke may have come behind the cancel on the next one.
+            CancelPhase::Delivered(Some(_)) if first => CancelPhase::Wanted(None),
+            // What speaks of it has not forgotten it: its end is awaited from here.
+            CancelPhase::Delivered(Some(_)) => CancelPhase::Delivered(Some(Instant::now())),
+            as_before => as_before,
+        };
     }
 
     /// Whether the stop that is handed over to be sent again is answered by it.

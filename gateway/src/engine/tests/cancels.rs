@@ -118,6 +118,18 @@ async fn a_cancel_while_the_mission_is_handed_over_reaches_the_robot() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mission_that_is_first_heard_of_after_its_cancel_is_cancelled_once_more() {
+    let sim = Sim::new().await;
+    sim.dispatch("m1").await.unwrap();
+    cancel(&sim, "m1").await;
+    // It came to the robot behind its cancel: the connection had broken meanwhile.
+    for _ in 0..2 {
+        sim.say("m1", MissionStatus::Executing).await;
+        assert_eq!(sim.robots.cancelled("r"), ["m1", "m1"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancel_that_does_not_get_through_is_sent_again_without_spinning() {
     let sim = Sim::new().await;
     sim.dispatch("m1").await.unwrap();
