@@ -138,6 +138,7 @@ impl World {
         }
         let lost = self.book.entries.iter().find(|(mission, e)| {
             e.command.robot_id == *id
+                && e.sends > 0
                 && e.is_open()
                 && !robot.ends.contains_key(*mission)
                 && e.cancel_due.is_some_and(|(_, at)| due(at))
