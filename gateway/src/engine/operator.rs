@@ -158,18 +158,31 @@ impl Engine {
             (done, (state.stop.requested, state.holds))
         };
         done.wait().await.clone()?;
-        {
+        let stays = {
             let mut state = robot.lock();
             state.stays(id)?;
-            if (state.stop.requested, state.holds) != before {
-                return Err(OperatorError::State(format!(
-                    "robot {id} was stopped or held again in the same moment; it stays as it is"
-                )));
+            if (state.stop.requested, state.holds) == before {
+                state.latched = false;
+                state.hold = None;
+                // A row that was written meanwhile has both still.
+                state.row_behind = true;
+                None
+            } else {
+                // The row that was written says otherwise: not even a crash may make that true.
+                let stays = Ticket::default();
+                self.inner.journal.append(Append {
+                    records: Vec::new(),
+                    robot: Some(state.next_row(id)),
+                    done: Some(stays.clone()),
+                });
+                Some(stays)
             }
-            state.latched = false;
-            state.hold = None;
-            // A row that was written meanwhile has both still.
-            state.row_behind = true;
+        };
+        if let Some(stays) = stays {
+            stays.wait().await.clone()?;
+            return Err(OperatorError::State(format!(
+                "robot {id} was stopped or held again in the same moment; it stays as it is"
+            )));
         }
         robot.wake.notify_one();
         Ok(())
