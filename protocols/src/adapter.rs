@@ -184,7 +184,7 @@ pub struct Disbelieved {
     /// The mission that it was on, where it named one.
     pub mission: Option<MissionId>,
     /// What is wrong with it, for people. Nothing of what was said.
-    pub reason: String,
+    pub reason: &'static str,
 }
 
 /// Whether a robot can be reached.

@@ -1,9 +1,10 @@
 //! What is refused without a call: handshakes, and what is said in a robot's name. Anyone who reaches
 //! the port, or the broker, can cause them, and must not fill the disk: a few of each kind per second
-//! get a line each, and the rest of that second is told in one line per reason.
+//! get a line each, the first word of each robot as well, so that none hides another, and the rest of
+//! that second is told in one line per reason.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,6 +13,9 @@ use std::{
 pub(super) const LINES_PER_SECOND: u32 = 20;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Whoever has had no line in this second gets one beyond that, up to so many.
+pub(super) const SPEAKERS: usize = 64;
 
 /// Reasons told apart. Peers write parts of some, so there could be any number.
 pub(super) const REASONS: usize = 16;
@@ -73,15 +77,18 @@ pub(super) struct Flood(Mutex<Window>);
 struct Window {
     began: Option<Instant>,
     written: u32,
+    heard: BTreeSet<Box<str>>,
     suppressed: Suppressed,
 }
 
 impl Flood {
-    /// Whether this one gets a line of its own; it is counted if not.
-    pub(super) fn admits(&self, reason: &str) -> bool {
+    /// Whether this one gets a line of its own; it is counted if not. `speaker`: who is to have one
+    /// each second, whatever others do.
+    pub(super) fn admits(&self, speaker: Option<&str>, reason: &str) -> bool {
         let mut window = self.lock();
         window.began.get_or_insert_with(Instant::now);
-        if window.written < LINES_PER_SECOND {
+        let is_first = speaker.is_some_and(|speaker| window.is_first_of(speaker));
+        if is_first || window.written < LINES_PER_SECOND {
             window.written += 1;
             return true;
         }
@@ -112,6 +119,11 @@ impl Flood {
 }
 
 impl Window {
+    fn is_first_of(&mut self, speaker: &str) -> bool {
+        let room = self.heard.len() < SPEAKERS;
+        room && !self.heard.contains(speaker) && self.heard.insert(speaker.into())
+    }
+
     fn suppress(&mut self, reason: &str, count: u64) {
         if let Some(counted) = self.suppressed.get_mut(reason) {
             *counted += count;

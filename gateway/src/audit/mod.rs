@@ -176,7 +176,7 @@ impl Audit {
         shown: Option<(&SpiffeId, &str)>,
         reason: &str,
     ) {
-        if !self.shared.admits(Kind::Handshake, reason) {
+        if !self.shared.admits(Kind::Handshake, None, reason) {
             return;
         }
         let entry = Entry {
@@ -190,7 +190,7 @@ impl Audit {
     }
 
     /// Writes down that what was said in a robot's name is not believed. Beyond a few per second as
-    /// handshakes.
+    /// handshakes, but for the first word of each robot.
     pub fn report_refused(
         &self,
         now: SystemTime,
@@ -198,7 +198,8 @@ impl Audit {
         mission_id: &str,
         reason: &str,
     ) {
-        if !self.shared.admits(Kind::Report, reason) {
+        let name = speaker.to_string();
+        if !self.shared.admits(Kind::Report, Some(&name), reason) {
             return;
         }
         let entry = Entry {
@@ -298,8 +299,8 @@ impl Audit {
 
 impl Shared {
     /// Whether this one gets a line of its own; it is counted if not.
-    fn admits(&self, kind: Kind, reason: &str) -> bool {
-        let admitted = self.floods.of(kind).admits(reason);
+    fn admits(&self, kind: Kind, speaker: Option<&str>, reason: &str) -> bool {
+        let admitted = self.floods.of(kind).admits(speaker, reason);
         if !admitted {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
         }

@@ -222,14 +222,14 @@ impl RobotState {
         self.take_word(status, id, &word, records)
     }
 
-    fn disbelieve(&mut self, report: &Report, why: &str) {
+    fn disbelieve(&mut self, report: &Report, why: &'static str) {
         if self.strangers.is_due(Instant::now()) {
             tracing::warn!(mission = %report.mission, speaker = %report.speaker, "a report is not believed: {why}; such are ignored");
         }
         self.observer.disbelieved(&Disbelieved {
             speaker: report.speaker.clone(),
             mission: Some(report.mission.clone()),
-            reason: why.to_owned(),
+            reason: why,
         });
     }
 

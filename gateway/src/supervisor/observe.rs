@@ -54,7 +54,7 @@ impl EngineObserver for Observer {
             SystemTime::now(),
             &said.speaker,
             mission.map_or("", |mission| mission.as_str()),
-            &said.reason,
+            said.reason,
         );
     }
 }

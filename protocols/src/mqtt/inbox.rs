@@ -234,7 +234,7 @@ fn disbelieved(
     let disbelieved = Disbelieved {
         speaker,
         mission,
-        reason: error.to_string(),
+        reason: error.reason(),
     };
     (error, disbelieved)
 }

@@ -138,6 +138,20 @@ pub enum PayloadError {
     Speaker,
 }
 
+impl PayloadError {
+    /// The same without what the sender chose: reasons that are counted are to be few.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLarge(_) => "it is longer than any message of the contract",
+            Self::Json { .. } => "it is no JSON message of the contract",
+            Self::SchemaVersion(_) => "its schemaVersion is not supported",
+            Self::State => "it names a state that the contract does not have",
+            Self::MissionId => "its topic names no mission",
+            Self::Speaker => "it is about a mission of another robot or tenant",
+        }
+    }
+}
+
 /// A mission's status as the robot wrote it, bounded and free of control characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {

@@ -2,7 +2,7 @@
 mod trail;
 
 use super::{
-    flood::{LINES_PER_SECOND, REASONS},
+    flood::{LINES_PER_SECOND, REASONS, SPEAKERS},
     writer::{Found, Turn},
     *,
 };
@@ -349,6 +349,31 @@ fn refused_handshakes_hide_no_word_that_is_not_believed() {
     assert_eq!(reports[0]["caller"], "r");
     assert_eq!(reports[0]["mission_id"], "m1");
     assert_eq!(reports[LINES_PER_SECOND as usize]["suppressed"], 7);
+}
+
+#[test]
+fn a_robot_that_says_too_much_hides_no_other() {
+    let disk = Disk::default();
+    let audit = Audit::start(disk.clone(), 1000).unwrap();
+    let robot = |n: usize| Speaker::Robot(format!("r{n}").parse().unwrap());
+    for _ in 0..1_000 {
+        audit.report_refused(NOW, &robot(0), "m1", "no message");
+    }
+    for n in 1..SPEAKERS + 10 {
+        audit.report_refused(NOW, &robot(n), "m1", "no message");
+    }
+    assert!(audit.close(LONG));
+    let content = disk.content();
+    let lines = lines(&content);
+    for n in 1..SPEAKERS {
+        let name = format!("r{n}");
+        assert!(
+            lines.iter().any(|line| line["caller"] == name.as_str()),
+            "{name}"
+        );
+    }
+    assert_eq!(lines.len(), LINES_PER_SECOND as usize + SPEAKERS);
+    assert_eq!(lines.last().unwrap()["suppressed"], 980 + 10);
 }
 
 #[test]

@@ -202,10 +202,10 @@ pub(super) fn report_of_update(
         return Ok(None);
     }
     let speaker = Speaker::Robot(robot.clone());
-    let disbelieved = |mission, reason: &str| Disbelieved {
+    let disbelieved = |mission, reason| Disbelieved {
         speaker: speaker.clone(),
         mission,
-        reason: reason.to_owned(),
+        reason,
     };
     let Ok(mission) = update.mission_id.parse::<MissionId>() else {
         return Err(disbelieved(None, "an update that names no mission"));
