@@ -5,7 +5,7 @@ use crate::{
     callers::Kind,
     chart::{Chart, Point},
     machine,
-    sides::{More, alternate, mishaps, rates},
+    sides::{More, alternate, no_mishaps, rates},
     stage::Stage,
     table::{Bound, Table},
 };
@@ -65,11 +65,6 @@ async fn point(
     let (bare, ours) = (rates(&bridge), rates(&gateway));
     table.row("bare bridge", &bare, "missions/s", Bound::None);
     table.row("gateway", &ours, "missions/s", Bound::None);
-    table.row(
-        "gateway, calls that failed and missions that never ended",
-        &[mishaps(&gateway)],
-        "",
-        Bound::AtMost(0.0),
-    );
+    no_mishaps(table, &gateway);
     Point { x, bare, ours }
 }

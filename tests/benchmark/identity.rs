@@ -4,16 +4,13 @@ use crate::{
     Effort,
     callers::Kind,
     sides::{Side, alternate, cpu_micros, quotients, rates},
-    stage::{Stage, mqtt_robots},
+    stage::{Stage, mqtt_robots, printed, role},
     table::{Bound, Table},
 };
 use portarium_identity::{ClientTls, PeerPolicy, SvidConfig, SvidManager};
 use portarium_protocols::grpc::ALPN;
-use portarium_tests::{Config, GatewayProcess, Mosquitto, binary, hints, spiffe_id};
-use std::{
-    process::Stdio,
-    time::{Duration, Instant, SystemTime},
-};
+use portarium_tests::{Config, GatewayProcess, Mosquitto, hints, spiffe_id};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet, time::sleep};
 
 /// Clients that connect at the same time.
@@ -83,22 +80,12 @@ pub async fn handshakes(stage: &Stage, table: &mut Table, effort: Effort) {
 }
 
 async fn measured(stage: &Stage, port: u16, seconds: f64) -> f64 {
-    let output = tokio::process::Command::new(binary("bench"))
-        .args(["handshakes", "--port", &port.to_string()])
+    let mut handshakes = role("handshakes");
+    handshakes
+        .args(["--port", &port.to_string()])
         .args(["--socket", &stage.identities.endpoint()])
-        .args(["--seconds", &seconds.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    assert!(output.status.success(), "the handshakes failed");
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+        .args(["--seconds", &seconds.to_string()]);
+    printed(&mut handshakes).await
 }
 
 /// Throughput in the second that follows a rotation against the others.

@@ -4,7 +4,7 @@ use crate::{
     Effort,
     callers::Kind,
     machine,
-    sides::{alternate, cpu_micros, millis, mishaps, quotients, rates},
+    sides::{self, alternate, millis, quotients, rates},
     stage::Stage,
     table::{Bound, Table, median},
 };
@@ -14,26 +14,9 @@ pub async fn throughput(stage: &Stage, table: &mut Table, effort: Effort) -> f64
     table.part("missions over MQTT, 64 callers");
     let sides = [Kind::Call, Kind::Bridge, Kind::Gateway].map(|kind| stage.side(kind));
     let [call, bridge, gateway] = alternate(sides.each_ref(), effort, &[]).await;
-    let (bare, ours) = (rates(&bridge), rates(&gateway));
-    let maximum = median(&ours);
     table.row("bare call", &rates(&call), "calls/s", Bound::None);
-    table.row("bare bridge", &bare, "missions/s", Bound::None);
-    table.row("gateway", &ours, "missions/s", Bound::None);
-    table.row(
-        "gateway, of the bare bridge",
-        &quotients(&ours, &bare),
-        "",
-        Bound::AtLeast(0.75),
-    );
-    let (bare, ours) = (cpu_micros(&bridge), cpu_micros(&gateway));
-    table.row("bare bridge, CPU per mission", &bare, "µs", Bound::None);
-    table.row("gateway, CPU per mission", &ours, "µs", Bound::None);
-    table.row(
-        "gateway, CPU per mission, times the bare bridge",
-        &quotients(&ours, &bare),
-        "",
-        Bound::AtMost(2.0),
-    );
+    sides::throughput(table, &bridge, &gateway);
+    sides::costs(table, &bridge, &gateway, Bound::AtMost(2.0));
     table.row(
         "bare bridge, p99",
         &millis(&bridge, 0.99),
@@ -41,13 +24,8 @@ pub async fn throughput(stage: &Stage, table: &mut Table, effort: Effort) -> f64
         Bound::None,
     );
     table.row("gateway, p99", &millis(&gateway, 0.99), "ms", Bound::None);
-    table.row(
-        "gateway, calls that failed and missions that never ended",
-        &[mishaps(&gateway)],
-        "",
-        Bound::AtMost(0.0),
-    );
-    maximum
+    sides::no_mishaps(table, &gateway);
+    median(&rates(&gateway))
 }
 
 /// One caller: what a mission takes from call to `Succeeded`.

@@ -3,11 +3,10 @@
 use crate::{
     Effort,
     callers::{Kind, Seen},
-    stage::{cpu_time, resident},
+    stage::{cpu_time, printed, resident, role},
+    table::{Bound, Table},
 };
-use portarium_tests::binary;
 use std::{
-    process::Stdio,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -43,25 +42,20 @@ impl Side {
     pub async fn callers(&self, seconds: f64, more: More<'_>) -> Seen {
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let kind = format!("{:?}", self.kind).to_lowercase();
-        let mut command = tokio::process::Command::new(binary("bench"));
+        let mut command = role("callers");
         command
-            .args(["callers", "--kind", &kind])
+            .args(["--kind", &kind])
             .args(["--port", &self.port.to_string()])
             .args(["--robots", &self.robots.to_string()])
             .args(["--seconds", &seconds.to_string()])
-            .args(["--run", &format!("run{run}")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true);
+            .args(["--run", &format!("run{run}")]);
         if let Some(socket) = &self.socket {
             command.args(["--socket", socket]);
         }
         for (name, value) in more {
             command.arg(name).arg(value);
         }
-        let output = command.output().await.unwrap();
-        assert!(output.status.success(), "the callers failed");
-        serde_json::from_slice(&output.stdout).unwrap()
+        printed(&mut command).await
     }
 
     pub async fn run(&self, seconds: f64, more: More<'_>) -> Run {
@@ -88,6 +82,39 @@ pub async fn alternate<const N: usize>(
         }
     }
     runs
+}
+
+/// Missions per second of the bare bridge and of the gateway, and what one is of the other.
+pub fn throughput(table: &mut Table, bare: &[Run], ours: &[Run]) {
+    let (bare, ours) = (rates(bare), rates(ours));
+    table.row("bare bridge", &bare, "missions/s", Bound::None);
+    table.row("gateway", &ours, "missions/s", Bound::None);
+    let ratios = quotients(&ours, &bare);
+    let bound = Bound::AtLeast(0.75);
+    table.row("gateway, of the bare bridge", &ratios, "", bound);
+}
+
+/// What a mission costs the processes of both, and the quotient with its bound.
+pub fn costs(table: &mut Table, bare: &[Run], ours: &[Run], bound: Bound) {
+    let (bare, ours) = (cpu_micros(bare), cpu_micros(ours));
+    table.row("bare bridge, CPU per mission", &bare, "µs", Bound::None);
+    table.row("gateway, CPU per mission", &ours, "µs", Bound::None);
+    table.row(
+        "gateway, CPU per mission, times the bare bridge",
+        &quotients(&ours, &bare),
+        "",
+        bound,
+    );
+}
+
+/// Nothing may have failed.
+pub fn no_mishaps(table: &mut Table, ours: &[Run]) {
+    table.row(
+        "gateway, calls that failed and missions that never ended",
+        &[mishaps(ours)],
+        "",
+        Bound::AtMost(0.0),
+    );
 }
 
 /// Missions per second.

@@ -4,7 +4,7 @@
 use crate::{
     Effort,
     callers::Kind,
-    stage::{Rival, Stage},
+    stage::{Rival, Stage, printed, role},
     table::{Bound, Table},
 };
 use portarium_identity::{PeerPolicy, SvidConfig, SvidManager};
@@ -12,7 +12,7 @@ use portarium_protocols::grpc::{
     ALPN, Connection,
     pb::{self, mission_service_client::MissionServiceClient},
 };
-use portarium_tests::{binary, hints, mission, spiffe_id, stop};
+use portarium_tests::{hints, mission, spiffe_id, stop};
 use rumqttc::{
     NetworkOptions, TlsConfiguration, Transport,
     v5::{
@@ -23,7 +23,6 @@ use rumqttc::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
-    process::Stdio,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -151,24 +150,18 @@ fn quantile(samples: &[f64], part: f64) -> f64 {
 
 /// Starts the process that sends them, once the load has warmed up.
 fn signals(stage: &Stage, bare: &Rival, seconds: f64) -> impl Future<Output = Took> + use<> {
-    let mut command = tokio::process::Command::new(binary("bench"));
+    let mut command = role("signals");
     command
-        .arg("signals")
         .args(["--gateway", &stage.gateway.ports.grpc.to_string()])
         .args(["--bare", &bare.port.to_string()])
         .args(["--broker", &stage.broker.port.to_string()])
         .args(["--socket", &stage.identities.endpoint()])
         .args(["--first-robot", &stage.callers_robots.to_string()])
         .args(["--seconds", &seconds.to_string()])
-        .args(["--run", &format!("signals{}", fastrand::u32(..))])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true);
+        .args(["--run", &format!("signals{}", fastrand::u32(..))]);
     async move {
         sleep(Duration::from_secs(1)).await;
-        let output = command.output().await.unwrap();
-        assert!(output.status.success(), "the signals failed");
-        serde_json::from_slice(&output.stdout).unwrap()
+        printed(&mut command).await
     }
 }
 

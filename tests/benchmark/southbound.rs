@@ -3,7 +3,7 @@
 use crate::{
     Effort,
     callers::Kind,
-    sides::{Side, alternate, cpu_micros, mishaps, quotients, rates},
+    sides::{self, Side, alternate},
     stage::{LASTING, Rival, robots},
     table::{Bound, Table},
 };
@@ -54,24 +54,9 @@ pub async fn throughput(table: &mut Table, effort: Effort) {
         bare_runs.extend(bare);
         our_runs.extend(ours);
     }
-    let (bare, ours) = (rates(&bare_runs), rates(&our_runs));
-    table.row("bare bridge", &bare, "missions/s", Bound::None);
-    table.row("gateway", &ours, "missions/s", Bound::None);
-    table.row(
-        "gateway, of the bare bridge",
-        &quotients(&ours, &bare),
-        "",
-        Bound::AtLeast(0.75),
-    );
-    let (bare, ours) = (cpu_micros(&bare_runs), cpu_micros(&our_runs));
-    table.row("bare bridge, CPU per mission", &bare, "µs", Bound::None);
-    table.row("gateway, CPU per mission", &ours, "µs", Bound::None);
-    table.row(
-        "gateway, calls that failed and missions that never ended",
-        &[mishaps(&our_runs)],
-        "",
-        Bound::AtMost(0.0),
-    );
+    sides::throughput(table, &bare_runs, &our_runs);
+    sides::costs(table, &bare_runs, &our_runs, Bound::None);
+    sides::no_mishaps(table, &our_runs);
 }
 
 fn config(path: &std::path::Path, identities: &Identities, port: u16) -> Config {

@@ -5,6 +5,7 @@ use crate::{callers::Kind, sides::Side, signals::SPARE_ROBOTS};
 use portarium_tests::{
     Config, GatewayProcess, Identities, Mosquitto, Process, binary, free_port, hints, spiffe_id,
 };
+use serde::de::DeserializeOwned;
 use std::{fs, path::Path, process::Stdio, time::Duration};
 use tempfile::TempDir;
 
@@ -175,6 +176,24 @@ impl Rival {
             process,
         }
     }
+}
+
+/// A role of this program, to be run as a process of its own.
+pub fn role(name: &str) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(binary("bench"));
+    command
+        .arg(name)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs a role to its end, and reads what it printed.
+pub async fn printed<T: DeserializeOwned>(role: &mut tokio::process::Command) -> T {
+    let output = role.output().await.unwrap();
+    assert!(output.status.success(), "{role:?} failed");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// User and system time of a process.

@@ -59,8 +59,8 @@ impl StopLane {
         self.next.is_some() || self.under_way.is_some()
     }
 
-    /// What is to be sent again if the one that is under way comes to nothing: the latest, but
-    /// never a mere stop in place of an emergency stop.
+    /// The one that waits or is under way: the latest, but never a mere stop in place of an
+    /// emergency stop.
     pub(super) fn pending(&self) -> Option<Arc<Command>> {
         stronger(self.under_way.as_ref(), self.next.as_ref())
     }

@@ -8,10 +8,10 @@
 
 use crate::{
     Effort,
-    stage::{cpu_time, resident},
+    stage::{cpu_time, printed, resident, role},
     table::{Bound, Table},
 };
-use portarium_tests::{Mosquitto, Process, binary, free_port, until_within};
+use portarium_tests::{Mosquitto, Process, free_port, until_within};
 use rumqttc::v5::{
     AsyncClient, Event, EventLoop, MqttOptions,
     mqttbytes::{QoS, v5::Packet},
@@ -21,7 +21,6 @@ use serde_json::{Value, json};
 use std::{
     fs, io,
     path::Path,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -153,19 +152,13 @@ struct Seen {
 }
 
 async fn posts(broker: u16, rest: u16, process: u32, seconds: f64) -> Seen {
-    let output = tokio::process::Command::new(binary("bench"))
-        .args(["posts", "--broker", &broker.to_string()])
+    let mut posts = role("posts");
+    posts
+        .args(["--broker", &broker.to_string()])
         .args(["--rest", &rest.to_string()])
         .args(["--process", &process.to_string()])
-        .args(["--seconds", &seconds.to_string()])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    assert!(output.status.success(), "the callers failed");
-    serde_json::from_slice(&output.stdout).unwrap()
+        .args(["--seconds", &seconds.to_string()]);
+    printed(&mut posts).await
 }
 
 /// Posts as fast as it is answered, and prints what arrived.

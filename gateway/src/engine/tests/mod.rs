@@ -13,4 +13,5 @@ mod registry;
 mod reports;
 mod simulator;
 mod stops;
+mod stops_again;
 mod world;
