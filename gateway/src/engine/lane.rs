@@ -105,8 +105,10 @@ impl StopLane {
     pub(super) fn handed_over(&mut self, stop: &Arc<Command>, number: u64) {
         let reported = self.answered.0 >= number && !self.doubtful;
         if !reported || self.unheard.is_some() {
-            let stop = stronger(self.unheard(), Some(stop));
-            self.unheard = stop.map(|stop| (stop, number));
+            let kept = stronger(self.unheard(), Some(stop));
+            // An earlier one, which stands for this one too: what is said of it may not be.
+            self.doubtful |= kept.as_ref().is_some_and(|kept| !Arc::ptr_eq(kept, stop));
+            self.unheard = kept.map(|kept| (kept, number));
         }
     }
 

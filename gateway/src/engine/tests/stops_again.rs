@@ -98,6 +98,24 @@ async fn a_report_on_an_emergency_stop_does_not_answer_a_later_stop_that_it_is_s
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_report_on_an_emergency_stop_that_has_ended_does_not_answer_the_stop_behind_it() {
+    let sim = Sim::new().await;
+    sim.estop("e1").await;
+    sim.say("e1", MissionStatus::Succeeded).await;
+    sim.estop("e1").await;
+    // Lost, which only the link's return will tell; of the other one the robot still speaks.
+    sim.stop("s2").await;
+    sim.say("e1", MissionStatus::Succeeded).await;
+    let before = sim.robots.stopped("r").len();
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.stopped("r").len(), before + 1);
+    // From here on its word is on the one that was sent for both.
+    sim.say("e1", MissionStatus::Succeeded).await;
+    sim.link("r", true).await;
+    assert_eq!(sim.robots.stopped("r").len(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_that_a_mission_has_overtaken_is_not_sent_again_whatever_its_name() {
     for crash in [false, true] {
         let mut sim = Sim::new().await;
