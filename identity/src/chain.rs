@@ -1,5 +1,5 @@
 //! The leaf rules of the X.509-SVID standard, which path validation does not know.
-use crate::{SpiffeId, TrustDomain};
+use crate::{SpiffeId, TrustDomain, token::Thumbprint};
 use rustls::pki_types::CertificateDer;
 use std::{
     fmt::Write as _,
@@ -47,6 +47,7 @@ pub(crate) struct Leaf {
     pub(crate) spiffe_id: SpiffeId,
     /// Lower-case hex.
     pub(crate) serial: String,
+    pub(crate) thumbprint: Thumbprint,
     pub(crate) not_before: SystemTime,
     /// The earliest NotAfter of the chain.
     pub(crate) not_after: SystemTime,
@@ -67,6 +68,7 @@ fn inspect_chain(
     if intermediates.len() >= MAX_CHAIN {
         return Err(format!("more than {MAX_CHAIN} certificates were sent"));
     }
+    let thumbprint = Thumbprint::of(leaf);
     let leaf = parse(leaf)?;
     check_leaf_usage(&leaf)?;
     let mut not_after = leaf.validity().not_after.timestamp();
@@ -78,6 +80,7 @@ fn inspect_chain(
     Ok(Leaf {
         spiffe_id: single_spiffe_id(&leaf)?,
         serial: hex(leaf.raw_serial()),
+        thumbprint,
         not_before: system_time(leaf.validity().not_before.timestamp()),
         not_after: system_time(not_after),
     })

@@ -186,6 +186,7 @@ pub(crate) fn peer_of(peer: Leaf, own: &Snapshot) -> Peer {
     Peer {
         spiffe_id: peer.spiffe_id,
         serial: peer.serial,
+        thumbprint: peer.thumbprint,
         not_after: peer.not_after,
         own_generation: own.generation,
         own_not_after: own.not_after,

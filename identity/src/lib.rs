@@ -28,6 +28,7 @@ mod error;
 mod follow;
 #[cfg(all(fuzzing, feature = "authority"))]
 pub mod fuzzing;
+mod jwt_svid;
 mod manager;
 mod peer;
 mod policy;
@@ -38,10 +39,12 @@ mod snapshot;
 mod state;
 mod stats;
 mod tls;
+pub mod token;
 
 pub use chain::PeerError;
 pub use clock::Doubt;
-pub use error::IdentityError;
+pub use error::{IdentityError, error_chain};
+pub use jwt_svid::{JwtSvid, JwtSvidSource, JwtSvids};
 pub use manager::{SvidConfig, SvidManager};
 pub use peer::{Lease, Peer};
 pub use policy::{PatternError, PeerPolicy, SpiffeIdPattern};

@@ -1,6 +1,7 @@
 //! The SVID manager.
 use crate::{
-    ClientTls, IdentityError, IdentityState, IdentityStats, PeerPolicy, ServerTls, Snapshot,
+    ClientTls, IdentityError, IdentityState, IdentityStats, JwtSvidSource, JwtSvids, PeerPolicy,
+    ServerTls, Snapshot,
     follow::{endpoint, follow},
     shared::Shared,
     stats::Counters,
@@ -48,6 +49,8 @@ pub struct SvidManager {
 }
 
 struct Running {
+    endpoint: Endpoint,
+    hint: Option<String>,
     shared: Arc<Shared>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -65,6 +68,8 @@ impl SvidManager {
         let endpoint = endpoint(config.endpoint_socket.as_deref())?;
         let runtime = Handle::try_current().map_err(|_| IdentityError::NoRuntime)?;
         let running = Running {
+            endpoint: endpoint.clone(),
+            hint: config.hint.clone(),
             shared: Arc::new(Shared::new(config.hint)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -97,7 +102,7 @@ impl SvidManager {
     }
 
     /// The time of day that certificates are judged by.
-    pub(crate) fn time(&self) -> SystemTime {
+    pub fn time(&self) -> SystemTime {
         self.shared().clock.now().time
     }
 
@@ -143,6 +148,12 @@ impl SvidManager {
     /// The server's side of mutual TLS for peers that the policy admits.
     pub fn server_tls(&self, policy: PeerPolicy, alpn: &[&[u8]]) -> ServerTls {
         ServerTls::new(self.clone(), policy, alpn)
+    }
+
+    /// Our JWT-SVIDs for this audience; none is there before they are followed.
+    pub fn jwt_svids(&self, audience: String) -> JwtSvids {
+        let (endpoint, hint) = (self.running.endpoint.clone(), self.running.hint.clone());
+        JwtSvids::new(JwtSvidSource::of(endpoint, hint, audience))
     }
 
     /// Stops following the Workload API and withdraws the SVID; returns when no task is left.

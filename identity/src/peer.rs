@@ -1,5 +1,5 @@
 //! Who is on the other end, and until when.
-use crate::SpiffeId;
+use crate::{SpiffeId, token::Thumbprint};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
@@ -19,6 +19,8 @@ pub struct Peer {
     pub spiffe_id: SpiffeId,
     /// The certificate's serial number, lower-case hex.
     pub serial: String,
+    /// The certificate's thumbprint: what access tokens are bound to.
+    pub thumbprint: Thumbprint,
     /// The certificate's end, or that of an intermediate sent with it if that is earlier.
     pub not_after: SystemTime,
     /// The SVID generation that we presented.
@@ -77,6 +79,7 @@ mod tests {
         Peer {
             spiffe_id: SpiffeId::new("spiffe://a.b/c").unwrap(),
             serial: "01".into(),
+            thumbprint: Thumbprint::of(&[].as_slice().into()),
             not_after: at(peer),
             own_generation: 1,
             own_not_after: at(own),

@@ -3,6 +3,7 @@ use crate::{
     PeerError, SpiffeId, TrustDomain,
     chain::{self, Leaf},
     config::{self, peer_error},
+    token::Thumbprint,
 };
 use base64ct::{Base64, Encoding as _};
 use rustls::{
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub not_before: SystemTime,
     /// The leaf's serial number, lower-case hex.
     pub serial: String,
+    /// The leaf's thumbprint: what access tokens are bound to.
+    pub thumbprint: Thumbprint,
     /// The hint it came with.
     pub hint: Option<String>,
     svid: Arc<X509Svid>,
@@ -78,6 +81,7 @@ impl Snapshot {
             not_after: leaf.not_after,
             not_before: leaf.not_before,
             serial: leaf.serial,
+            thumbprint: leaf.thumbprint,
             hint: svid.hint().map(str::to_owned),
             deadline: Instant::now(),
             certified_key: certified_key(chain, svid.private_key().as_bytes())?,

@@ -31,6 +31,7 @@ fn grpc_robot(target: &Target) -> GrpcRobot {
         robot_id: "r".parse().unwrap(),
         target: target.clone(),
         peers: PeerPolicy::new([]),
+        jwt_audience: None,
     }
 }
 

@@ -392,6 +392,7 @@ async fn the_adapters_watch_resumes_on_each_new_connection_and_no_update_is_lost
         robot_id: "r".parse().unwrap(),
         target: served.target.clone(),
         peers: only(ROBOT),
+        jwt_audience: None,
     };
     let adapter = GrpcAdapter::start([one], Some(world.gateway.clone()), sender).unwrap();
     until("the watch stands", || robot.count("watch 0") == 1).await;
@@ -440,6 +441,7 @@ async fn the_adapter_lets_its_robots_go_once_its_own_entry_is_gone() {
         robot_id: "r".parse().unwrap(),
         target: served.target.clone(),
         peers: only(ROBOT),
+        jwt_audience: None,
     };
     let adapter = GrpcAdapter::start([one], Some(world.gateway.clone()), sender).unwrap();
     until("both connections stand", || {

@@ -3,12 +3,15 @@
 use crate::{Identities, hints, only, soon};
 use portarium_identity::SvidManager;
 use portarium_protocols::grpc::{
-    ALPN, Channel, ChannelError, Connection,
+    ALPN, Channel, ChannelError, Connection, Credential,
     pb::{self, mission_service_client::MissionServiceClient},
 };
 use std::{
     future::Future,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::time::{sleep, timeout};
@@ -68,9 +71,18 @@ impl Caller {
 
     /// Connected as whoever this is.
     pub async fn of(manager: &SvidManager, port: u16) -> Self {
+        Self::showing(None, manager, port).await
+    }
+
+    /// As [`Caller::of`], with something to show beside the certificate.
+    pub async fn showing(
+        credential: Option<Arc<dyn Credential>>,
+        manager: &SvidManager,
+        port: u16,
+    ) -> Self {
         let tls = manager.client_tls(only(hints::GATEWAY), ALPN);
         let target = format!("localhost:{port}").parse().unwrap();
-        let connection = Connection::start(target, Some(tls), "test");
+        let connection = Connection::start_showing(credential, target, Some(tls), "test");
         soon("a connection to the gateway", connection.ready())
             .await
             .unwrap();

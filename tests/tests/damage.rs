@@ -7,7 +7,6 @@
 )]
 
 use portarium_gateway::{
-    chain,
     clock::SystemClock,
     journal::{Journal, JournalError, Opened, Retention},
 };
@@ -113,7 +112,10 @@ async fn a_journal_with_flipped_bytes_is_refused_or_says_what_it_said_before() {
                     let lost = before.len() - after.len().min(before.len());
                     wrong.push(format!("{what}: {lost} lines lost, or others"));
                 }
-                Err(other) => wrong.push(format!("{what}: {}", chain(&other))),
+                Err(other) => wrong.push(format!(
+                    "{what}: {}",
+                    portarium_identity::error_chain(&other)
+                )),
             }
         }
         figure(

@@ -161,7 +161,7 @@ fn open(path: &Path) -> Opened {
         at_most: usize::MAX,
     };
     Journal::open(path, retention, &SystemClock)
-        .unwrap_or_else(|error| panic!("{}", portarium_gateway::chain(&error)))
+        .unwrap_or_else(|error| panic!("{}", portarium_identity::error_chain(&error)))
 }
 
 /// A gateway under load, killed and told to end in between, on a journal whose every change is

@@ -7,10 +7,12 @@ use portarium_identity::{
     ClientTls, IdentityState, PeerPolicy, Snapshot, SpiffeIdPattern, SvidConfig, SvidManager,
 };
 use portarium_protocols::grpc::{
-    ALPN, Channel, ChannelError, Connection, GrpcError, Target, connect,
+    ALPN, Channel, ChannelError, Connection, Credential, GrpcError, Target, connect,
     pb::mission_service_client::MissionServiceClient,
 };
-use std::{convert::Infallible, env, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, env, fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
+};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
@@ -55,6 +57,14 @@ pub(super) struct ClientArgs {
     /// Call a development gateway on this machine, without any identity.
     #[arg(long)]
     plaintext: bool,
+    /// A file with an access token; read for each call.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PORTARIUM_TOKEN_FILE",
+        conflicts_with = "plaintext"
+    )]
+    token_file: Option<PathBuf>,
     /// Answer in JSON, one object per line.
     #[arg(long)]
     pub(super) json: bool,
@@ -62,8 +72,28 @@ pub(super) struct ClientArgs {
 
 pub(super) type Missions = MissionServiceClient<Channel>;
 
+/// An access token in a file, which may be renewed while the command runs.
+#[derive(Debug)]
+struct TokenFile(PathBuf);
+
+impl Credential for TokenFile {
+    fn bearer(&self) -> io::Result<Option<String>> {
+        let token = fs::read_to_string(&self.0).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("--token-file {}: {error}", self.0.display()),
+            )
+        })?;
+        Ok(Some(token.trim().to_owned()))
+    }
+}
+
 impl IdentityArgs {
     pub(super) fn manager(&self) -> anyhow::Result<SvidManager> {
+        Ok(SvidManager::start(self.config()?)?)
+    }
+
+    pub(super) fn config(&self) -> anyhow::Result<SvidConfig> {
         let endpoint_socket = self
             .socket
             .as_ref()
@@ -74,10 +104,10 @@ impl IdentityArgs {
         if endpoint_socket.is_none() && env::var_os("SPIFFE_ENDPOINT_SOCKET").is_none() {
             bail!("no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET");
         }
-        Ok(SvidManager::start(SvidConfig {
+        Ok(SvidConfig {
             endpoint_socket,
             hint: self.hint.clone(),
-        })?)
+        })
     }
 }
 
@@ -126,7 +156,16 @@ impl ClientArgs {
     /// Connects once, for a few calls.
     pub(super) async fn connect(&self) -> anyhow::Result<Missions> {
         let tls = self.tls().await?;
-        Ok(MissionServiceClient::new(self.reach(tls.as_ref()).await?))
+        Ok(self.missions(self.reach(tls.as_ref()).await?))
+    }
+
+    /// The service behind this connection.
+    pub(super) fn missions(&self, channel: Channel) -> Missions {
+        let token = self
+            .token_file
+            .clone()
+            .map(|file| Arc::new(TokenFile(file)) as _);
+        MissionServiceClient::new(channel.showing(token))
     }
 
     /// A connection that is kept up, once it stood for the first time.

@@ -12,6 +12,7 @@ mod robot;
 mod serve;
 mod svid;
 mod svid_files;
+mod token;
 mod watch;
 
 use crate::{
@@ -66,6 +67,9 @@ enum Command {
     /// See this workload's identity.
     #[command(subcommand)]
     Svid(svid::Svid),
+    /// Mint access tokens, and show the keys that they are verified with.
+    #[command(subcommand)]
+    Token(token::Token),
     /// Verify the audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -138,6 +142,7 @@ fn execute(command: Command) -> anyhow::Result<Done> {
         Command::Mission(mission) => client(mission.execute()),
         Command::Robot(robot) => client(robot.execute()),
         Command::Svid(svid) => client(svid.execute()),
+        Command::Token(token) => client(token.execute()),
         Command::Audit(audit) => audit.execute(),
     }
 }

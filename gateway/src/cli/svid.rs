@@ -8,7 +8,7 @@ use super::{
 };
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use portarium_identity::{Snapshot, SvidManager};
+use portarium_identity::{JwtSvidSource, Snapshot, SvidManager};
 use serde_json::json;
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 use tokio::{
@@ -22,6 +22,8 @@ pub(super) enum Svid {
     Show(ShowArgs),
     /// Tell each new SVID, until interrupted.
     Watch(ShowArgs),
+    /// Get a JWT-SVID, a token that says who this workload is, for one audience.
+    Jwt(JwtArgs),
     /// Keep svid.pem, key.pem and bundle.pem in a folder up to date, until interrupted.
     Write(WriteArgs),
 }
@@ -33,6 +35,15 @@ pub(super) struct ShowArgs {
     /// Answer in JSON, one object per line.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct JwtArgs {
+    #[command(flatten)]
+    identity: IdentityArgs,
+    /// For whom it is.
+    #[arg(long)]
+    audience: String,
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +84,11 @@ impl Svid {
                     Ok(())
                 })
                 .await
+            }
+            Self::Jwt(args) => {
+                let source = JwtSvidSource::new(&args.identity.config()?, args.audience)?;
+                line(source.fetch().await?.token())?;
+                Ok(Done::Well)
             }
             Self::Write(args) => write(args).await,
         }

@@ -2,7 +2,7 @@
 
 use super::{
     Done,
-    client::{ClientArgs, Missions},
+    client::ClientArgs,
     output::{clean, line, remark},
 };
 use crate::north::POSITION;
@@ -11,7 +11,7 @@ use clap::Args;
 use portarium_protocols::{
     grpc::{
         Connection,
-        pb::{MissionUpdate, WatchMissionsRequest, mission_service_client::MissionServiceClient},
+        pb::{MissionUpdate, WatchMissionsRequest},
     },
     mission::MissionStatus,
 };
@@ -111,19 +111,20 @@ async fn watch(
 ) -> anyhow::Result<Done> {
     let kept = client.keep_connected().await?;
     tokio::select! {
-        end = resume(&kept.connection, selected, show) => end,
+        end = resume(client, &kept.connection, selected, show) => end,
         never = kept.recheck() => match never {},
     }
 }
 
 async fn resume(
+    client: &ClientArgs,
     connection: &Connection,
     mut selected: WatchMissionsRequest,
     mut show: impl FnMut(MissionUpdate) -> io::Result<Option<Done>>,
 ) -> anyhow::Result<Done> {
     let mut last_told = None;
     loop {
-        match stream(connection, &mut selected, &mut show).await {
+        match stream(client, connection, &mut selected, &mut show).await {
             Ok(done) => return Ok(done),
             Err(Ended::ForGood(error)) => return Err(error),
             Err(Ended::Interrupted(reason)) => {
@@ -141,14 +142,15 @@ async fn resume(
 }
 
 async fn stream(
+    client: &ClientArgs,
     connection: &Connection,
     selected: &mut WatchMissionsRequest,
     show: &mut impl FnMut(MissionUpdate) -> io::Result<Option<Done>>,
 ) -> Result<Done, Ended> {
     let channel = connection.ready().await;
     let channel = channel.map_err(|down| Ended::Interrupted(down.to_string()))?;
-    let mut client: Missions = MissionServiceClient::new(channel);
     let answer = client
+        .missions(channel)
         .watch_missions(selected.clone())
         .await
         .map_err(|s| Ended::by(&s))?;

@@ -6,6 +6,11 @@ use super::{
 };
 use std::{ffi::OsString, path::Path};
 
+/// A section that lacks nothing but where keys come from.
+fn tokens(keys: &str) -> String {
+    format!("[tokens]\nissuer = \"i\"\naudience = \"a\"\nmethods = [\"GetRobot\"]\n{keys}\n[audit]")
+}
+
 #[test]
 fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
     let robot = "[[robots]]";
@@ -16,7 +21,7 @@ fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
         ),
         (
             with("[audit]", "[speed]\n[audit]"),
-            "speed: unknown key; known here: development, identity, grpc, health, admin, journal, audit, engine, log, policy, mqtt, robots",
+            "speed: unknown key; known here: development, identity, grpc, health, admin, journal, audit, engine, log, tokens, policy, mqtt, robots",
         ),
         (
             with("[audit]", "[grpc]\nlisten = 5\n[audit]"),
@@ -49,6 +54,38 @@ fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
         (
             with("[journal]", "hint = \"\"\n[journal]"),
             "identity.hint: is empty; write the hint or remove the key",
+        ),
+        (
+            with(
+                "[audit]",
+                "[tokens]\nissuer = \"i\"\naudience = \"a\"\nmethods = [\"DispatchMision\"]\n[audit]",
+            ),
+            r#"tokens.methods[0]: "DispatchMision" is unknown here; did you mean "DispatchMission"?"#,
+        ),
+        (
+            with("[audit]", &tokens("")),
+            "tokens.keys_file: missing; add it, or keys_url, or keys_trust_domain",
+        ),
+        (
+            with(
+                "[audit]",
+                &tokens("keys_file = \"k\"\nkeys_trust_domain = \"a.b\""),
+            ),
+            "tokens.keys_file: keys come from one place; keep one of keys_file, keys_url and keys_trust_domain",
+        ),
+        (
+            with(
+                "[audit]",
+                &tokens("keys_file = \"k\"\nkeys_ca_file = \"c\""),
+            ),
+            "tokens.keys_ca_file: is for tokens.keys_url, which is not there; remove it",
+        ),
+        (
+            with(
+                "[audit]",
+                &tokens("keys_file = \"k\"").replace("issuer = \"i\"", ""),
+            ),
+            "tokens.issuer: missing; add it",
         ),
         (
             with("journal.sqlite", "/no/such/folder/j"),

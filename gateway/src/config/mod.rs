@@ -15,13 +15,20 @@ mod robots;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod types;
 
 pub use error::{ConfigError, EXIT_BAD_CONFIG, Place};
 pub use types::{BrokerName, Development, HostPort};
 
-use crate::{audit::Rotation, policy::Policy};
-use portarium_identity::{PeerPolicy, SvidConfig};
+use crate::{
+    audit::Rotation,
+    policy::{MethodSet, Policy},
+};
+use portarium_identity::{
+    PeerPolicy, SvidConfig,
+    token::{KeysConfig, TokenRules},
+};
 use portarium_protocols::{
     grpc::Target,
     ids::{FleetId, RobotId, TenantId},
@@ -65,6 +72,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[tokens]`: the access tokens that callers show. Default: none are asked for.
+    pub tokens: Option<TokensConfig>,
     /// `[mqtt.NAME]`: the brokers by name.
     pub brokers: BTreeMap<BrokerName, BrokerConfig>,
     /// What a running gateway can take over from a changed file.
@@ -109,6 +118,22 @@ pub struct LogConfig {
     /// `filter`: a level for the gateway itself, or `target=level` directives separated by
     /// commas. `RUST_LOG` stands before it. Default: `info`.
     pub filter: String,
+}
+
+/// `[tokens]`: access tokens bound to the callers' certificates (RFC 8705).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokensConfig {
+    /// `issuer` and `audience`: whose tokens are taken, and which. Required.
+    pub rules: TokenRules,
+    /// `keys_file`, `keys_url` (with `keys_ca_file`) or `keys_trust_domain`: where the issuer's
+    /// public keys come from. One of them is required. `keys_refresh`: how often they are read.
+    /// Default: `5m`.
+    pub keys: KeysConfig,
+    /// `methods`: which need a token. Required.
+    pub methods: MethodSet,
+    /// `stops`: whether stops need one as well, so that there is none without the issuer's keys.
+    /// Default: false.
+    pub stops: bool,
 }
 
 /// How log lines look.
@@ -187,6 +212,9 @@ pub enum AdapterConfig {
         address: Target,
         /// `peers`: who the robot may be. Required but in development, where nobody is asked.
         peers: PeerPolicy,
+        /// `jwt_audience`: the robot asks for a JWT-SVID for this audience beside the certificate.
+        /// Default: none is shown.
+        jwt_audience: Option<String>,
     },
 }
 
@@ -281,6 +309,7 @@ impl Config {
             ),
             ("log.format", a.log.format != b.log.format),
             ("log.filter", a.log.filter != b.log.filter),
+            ("tokens", a.tokens != b.tokens),
         ];
         let names: BTreeSet<_> = a.brokers.keys().chain(b.brokers.keys()).collect();
         let brokers = names

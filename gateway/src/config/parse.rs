@@ -6,6 +6,7 @@ use super::{
     error::{Place, did_you_mean},
     peers, raw, robots,
     source::Source,
+    tokens,
 };
 use crate::audit::Rotation;
 use portarium_identity::SvidConfig;
@@ -61,9 +62,11 @@ pub(super) fn config(
 
     let brokers = robots::brokers(source, raw.mqtt, development)?;
     let robots = robots::robots(source, raw.robots, &brokers, development)?;
+    let identity = identity(source, raw.identity, development, environment)?;
     Ok(Config {
         development,
-        identity: identity(source, raw.identity, development, environment)?,
+        tokens: tokens::tokens(source, raw.tokens, &identity, development)?,
+        identity,
         grpc_listen,
         health_listen,
         admin_listen,

@@ -82,7 +82,7 @@ fn patterns(
     texts.into_iter().enumerate().map(pattern).collect()
 }
 
-fn methods(
+pub(super) fn methods(
     source: &Source,
     key: &str,
     texts: Option<Vec<raw::Text>>,

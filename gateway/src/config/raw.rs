@@ -18,6 +18,7 @@ pub(super) struct Raw {
     pub(super) audit: RawAudit,
     pub(super) engine: RawEngine,
     pub(super) log: RawLog,
+    pub(super) tokens: Option<RawTokens>,
     pub(super) policy: Vec<RawRule>,
     pub(super) mqtt: BTreeMap<String, RawBroker>,
     pub(super) robots: Vec<RawRobot>,
@@ -68,6 +69,20 @@ pub(super) struct RawLog {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct RawTokens {
+    pub(super) issuer: Option<Text>,
+    pub(super) audience: Option<Text>,
+    pub(super) methods: Option<Vec<Text>>,
+    pub(super) stops: Option<Flag>,
+    pub(super) keys_file: Option<Text>,
+    pub(super) keys_url: Option<Text>,
+    pub(super) keys_ca_file: Option<Text>,
+    pub(super) keys_trust_domain: Option<Text>,
+    pub(super) keys_refresh: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct RawRule {
     pub(super) peers: Option<Vec<Text>>,
     pub(super) methods: Option<Vec<Text>>,
@@ -94,6 +109,7 @@ pub(super) struct RawRobot {
     pub(super) broker: Option<Text>,
     pub(super) address: Option<Text>,
     pub(super) peers: Option<Vec<Text>>,
+    pub(super) jwt_audience: Option<Text>,
     pub(super) actions: Option<Vec<Text>>,
     pub(super) redelivery: Option<Text>,
     pub(super) deliver_within: Option<Text>,

@@ -146,6 +146,8 @@ impl RobotPlace<'_> {
                     ("address", raw.address.is_some()),
                     ("peers", raw.peers.is_some()),
                 ];
+                let only_grpc = [("jwt_audience", raw.jwt_audience.is_some())];
+                self.refuse_foreign(&only_grpc, "is for adapter grpc; remove it")?;
                 self.refuse_foreign(
                     &foreign,
                     "stands in [mqtt.NAME], not at a robot of adapter mqtt; remove it",
@@ -162,6 +164,7 @@ impl RobotPlace<'_> {
                 Ok(AdapterConfig::Grpc {
                     address: parsed(self.source, &self.key("address"), &address)?,
                     peers: peer_policy(self.source, &self.key("peers"), raw.peers, development)?,
+                    jwt_audience: self.jwt_audience(raw.jwt_audience)?,
                 })
             }
         }
@@ -191,6 +194,15 @@ impl RobotPlace<'_> {
             broker: broker.clone(),
             tenant: parsed(self.source, &self.key("tenant"), &tenant)?,
         })
+    }
+
+    fn jwt_audience(&self, raw: Option<raw::Text>) -> Result<Option<String>, ConfigError> {
+        match raw {
+            Some(raw::Text(text)) if text.is_empty() => {
+                Err(self.error("jwt_audience", "is empty; write what the robot is called"))
+            }
+            text => Ok(text.map(|raw::Text(text)| text)),
+        }
     }
 
     fn refuse_foreign(&self, keys: &[(&str, bool)], problem: &str) -> Result<(), ConfigError> {

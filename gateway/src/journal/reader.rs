@@ -173,7 +173,7 @@ impl Reader {
             .map_err(|_| JournalError::Closed)?
             .map_err(|source| {
                 let error = JournalError::read(source);
-                tracing::warn!(error = %crate::chain(&error), "a caller's question was not answered");
+                tracing::warn!(error = %portarium_identity::error_chain(&error), "a caller's question was not answered");
                 error
             })
     }

@@ -182,7 +182,7 @@ async fn a_truncated_or_flipped_file_is_never_opened_as_if_it_were_whole() {
             // A counter or a spare byte: all is there.
             Ok(opened) => assert_eq!(opened.loaded.missions.len(), 300, "round {round}"),
             Err(JournalError::Damaged { .. } | JournalError::Newer { .. }) => refused += 1,
-            Err(other) => panic!("round {round}: {}", crate::chain(&other)),
+            Err(other) => panic!("round {round}: {}", portarium_identity::error_chain(&other)),
         }
     }
     assert!(refused > 100, "{refused}");

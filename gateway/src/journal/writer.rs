@@ -154,7 +154,7 @@ impl Writer {
                     }
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
-                            tracing::error!(error = %crate::chain(&error), "the journal cannot be written: new missions are refused until it can (is the disk full?)");
+                            tracing::error!(error = %portarium_identity::error_chain(&error), "the journal cannot be written: new missions are refused until it can (is the disk full?)");
                         }
                         thread::sleep(RETRY);
                     }

@@ -44,6 +44,7 @@ pub struct Metrics {
     transitions: Family<MissionLabels, Counter>,
     open: Family<MissionLabels, Gauge>,
     dispatches: Family<StatusLabels, Counter>,
+    tokens: Family<ResultLabels, Counter>,
     dispatch_duration: Histogram,
     stop_latency: Histogram,
     commit_duration: Histogram,
@@ -61,6 +62,11 @@ struct StatusLabels {
     status: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
 impl Metrics {
     /// Metrics at zero, with the version of this build.
     pub fn new() -> Arc<Self> {
@@ -70,6 +76,7 @@ impl Metrics {
             transitions: Family::default(),
             open: Family::default(),
             dispatches: Family::default(),
+            tokens: Family::default(),
             dispatch_duration: Histogram::new(DISPATCH_BUCKETS),
             stop_latency: Histogram::new(STOP_BUCKETS),
             commit_duration: Histogram::new(COMMIT_BUCKETS),
@@ -97,6 +104,11 @@ impl Metrics {
             "dispatches",
             "Answers to DispatchMission by their status",
             self.dispatches.clone(),
+        );
+        registry.register(
+            "access_tokens",
+            "Access tokens looked at, by result",
+            self.tokens.clone(),
         );
         for (name, help, histogram) in [
             (
@@ -192,6 +204,11 @@ impl Metrics {
             .get_or_create(&StatusLabels { status })
             .inc();
         self.dispatch_duration.observe(took.as_secs_f64());
+    }
+
+    /// An access token was looked at.
+    pub fn token_checked(&self, result: &'static str) {
+        self.tokens.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// A stop was handed to its robot's connection, so long after its call.

@@ -5,6 +5,7 @@ use super::{
     answer::{Echo, reject_reason},
     gate::About,
     missions::patience,
+    tokens::Call,
 };
 use crate::{
     engine::Refusal,
@@ -47,6 +48,14 @@ impl Asked {
     }
 }
 
+fn call(request: &pb::DispatchMissionRequest) -> Call {
+    let kind: Result<ActionType, _> = request.action_type.parse();
+    match kind {
+        Ok(kind) if kind.is_stop() => Call::Stop,
+        _ => Call::Other(METHOD),
+    }
+}
+
 const METHOD: Method = Method::DispatchMission;
 
 impl Service {
@@ -57,7 +66,7 @@ impl Service {
         request: Request<pb::DispatchMissionRequest>,
     ) -> Result<pb::DispatchMissionResponse, Status> {
         let started = Instant::now();
-        let principal = self.gate.enter(&request, METHOD)?;
+        let principal = self.gate.enter_as(&request, call(request.get_ref()))?;
         let request = request.into_inner();
         let echo = Echo::of(&request);
         let asked = Asked::of(&request);

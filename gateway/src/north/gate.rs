@@ -1,6 +1,9 @@
 //! Who calls, what they may, and the line in the audit that says so.
 
-use super::unread::{self, Arrived};
+use super::{
+    tokens::{Call, Tokens},
+    unread::{self, Arrived},
+};
 use crate::{
     audit::{Audit, Decision, Entry},
     config::Development,
@@ -18,6 +21,7 @@ pub(super) struct Gate {
     policy: Arc<ArcSwap<Policy>>,
     audit: Audit,
     development: Option<Development>,
+    tokens: Option<Arc<Tokens>>,
 }
 
 /// What a decision is about, for the audit.
@@ -59,11 +63,13 @@ impl Gate {
         policy: Arc<ArcSwap<Policy>>,
         audit: Audit,
         development: Option<Development>,
+        tokens: Option<Arc<Tokens>>,
     ) -> Self {
         Self {
             policy,
             audit,
             development,
+            tokens,
         }
     }
 
@@ -73,12 +79,26 @@ impl Gate {
         request: &Request<T>,
         method: Method,
     ) -> Result<Principal, Status> {
+        self.enter_as(request, Call::Other(method))
+    }
+
+    /// As [`Gate::enter`], for a method whose calls differ in what they need.
+    pub(super) fn enter_as<T>(
+        &self,
+        request: &Request<T>,
+        call: Call,
+    ) -> Result<Principal, Status> {
+        let method = call.method();
         let principal = self.principal(request.extensions());
         let principal = principal.ok_or_else(unauthenticated)?;
         if let Some(arrived) = request.extensions().get::<Arrived>() {
             arrived.set();
         }
         if self.policy.load().may_call(&principal, method) {
+            if let Some(tokens) = &self.tokens {
+                let checked = tokens.check(call, &principal, request.metadata());
+                checked.inspect_err(|status| self.no_token(&principal, method, status))?;
+            }
             return Ok(principal);
         }
         let reason = format!("no policy rule lets {principal} call {}", method.as_str());
@@ -90,6 +110,11 @@ impl Gate {
             &reason,
         );
         Err(Status::permission_denied(reason))
+    }
+
+    fn no_token(&self, principal: &Principal, method: Method, status: &Status) {
+        let (outcome, about) = (unread::outcome(status.code()), About::default());
+        self.refused(principal, method, about, outcome, status.message());
     }
 
     /// Who calls.

@@ -12,11 +12,13 @@ mod places;
 mod robots;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod unread;
 mod watch;
 
 use gate::{About, Gate};
 use places::{Place, Places};
+pub use tokens::Tokens;
 pub use watch::POSITION;
 
 use crate::{
@@ -68,6 +70,8 @@ pub const SERVICE: &str = "portarium.robotics.v1.MissionService";
 pub trait ServiceObserver: Send + Sync {
     /// A dispatch was answered: its status, and how long it took.
     fn dispatched(&self, status: pb::DispatchStatus, took: Duration);
+    /// An access token was looked at: `ok`, `refused` or `no_keys`.
+    fn token_checked(&self, result: &'static str);
 }
 
 /// The mission service.
@@ -85,18 +89,19 @@ pub struct Service {
 
 impl Service {
     /// Puts the service before the engine. `development`: callers without identity may do
-    /// everything. Watches end when `closing` is cancelled.
+    /// everything. `tokens`: which calls need an access token. Watches end when `closing` is cancelled.
     pub fn new(
         engine: Engine,
         policy: Arc<ArcSwap<Policy>>,
         audit: Audit,
         development: Option<Development>,
+        tokens: Option<Arc<Tokens>>,
         observer: Arc<dyn ServiceObserver>,
         closing: CancellationToken,
     ) -> Self {
         Self {
             engine,
-            gate: Gate::new(policy, audit, development),
+            gate: Gate::new(policy, audit, development, tokens),
             observer,
             dispatches: Places::new(WAITING_DISPATCHES),
             cancels: Places::new(WAITING_CANCELS),

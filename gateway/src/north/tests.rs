@@ -47,6 +47,7 @@ struct Deaf;
 
 impl ServiceObserver for Deaf {
     fn dispatched(&self, _: pb::DispatchStatus, _: Duration) {}
+    fn token_checked(&self, _: &'static str) {}
 }
 
 impl EngineObserver for Deaf {
@@ -125,7 +126,15 @@ impl Stalled {
         };
         let audit = Audit::open(&audit_path, rotation).unwrap();
         let closing = CancellationToken::new();
-        let service = Service::new(engine, policy, audit.clone(), None, Arc::new(Deaf), closing);
+        let service = Service::new(
+            engine,
+            policy,
+            audit.clone(),
+            None,
+            None,
+            Arc::new(Deaf),
+            closing,
+        );
         Self {
             service,
             audit,

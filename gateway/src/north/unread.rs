@@ -65,6 +65,7 @@ pub(super) fn outcome(code: Code) -> &'static str {
         Code::Unauthenticated => "UNAUTHENTICATED",
         Code::Unimplemented => "UNIMPLEMENTED",
         Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
         _ => "not read",
     }
 }

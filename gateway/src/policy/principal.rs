@@ -41,6 +41,7 @@ impl Principal {
         Self::Spiffe(Arc::new(Peer {
             spiffe_id: SpiffeId::new(id).unwrap(),
             serial: "01".into(),
+            thumbprint: portarium_identity::token::Thumbprint::of(&[].as_slice().into()),
             not_after: now,
             own_generation: 1,
             own_not_after: now,

@@ -189,7 +189,12 @@ fn mqtt_robots(robots: &[RobotConfig], name: &BrokerName, gateway_id: &str) -> V
 fn grpc_robots(robots: &[RobotConfig]) -> anyhow::Result<Vec<GrpcRobot>> {
     let mut of_grpc = Vec::new();
     for robot in robots {
-        if let AdapterConfig::Grpc { address, peers } = &robot.adapter {
+        if let AdapterConfig::Grpc {
+            address,
+            peers,
+            jwt_audience,
+        } = &robot.adapter
+        {
             let target: Target = format_target(address.host(), address.port())
                 .parse()
                 .with_context(|| format!("robot {}: address", robot.id))?;
@@ -197,6 +202,7 @@ fn grpc_robots(robots: &[RobotConfig]) -> anyhow::Result<Vec<GrpcRobot>> {
                 robot_id: robot.id.clone(),
                 target,
                 peers: peers.clone(),
+                jwt_audience: jwt_audience.clone(),
             });
         }
     }

@@ -63,6 +63,10 @@ impl ServiceObserver for Observer {
     fn dispatched(&self, status: DispatchStatus, took: Duration) {
         self.metrics.dispatch_answered(status, took);
     }
+
+    fn token_checked(&self, result: &'static str) {
+        self.metrics.token_checked(result);
+    }
 }
 
 /// Writes down what came of a caller at the door.

@@ -8,7 +8,10 @@ use crate::{
     journal::{Journal, Opened, Retention},
     metrics::Metrics,
 };
-use portarium_identity::SvidManager;
+use portarium_identity::{
+    SvidManager, error_chain,
+    token::{KeySource, TokenKeys},
+};
 use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -33,6 +36,7 @@ pub struct Gateway {
     pub(super) journal: Opened,
     pub(super) audit: Audit,
     pub(super) identity: Option<SvidManager>,
+    pub(super) token_keys: Option<Arc<TokenKeys>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Arc<Readiness>,
 }
@@ -81,9 +85,15 @@ impl Gateway {
             Some(_) => None,
             None => Some(
                 SvidManager::start(config.identity.clone()).map_err(|error| {
-                    key_error(file, "identity.endpoint_socket", &crate::chain(&error))
+                    key_error(file, "identity.endpoint_socket", &error_chain(&error))
                 })?,
             ),
+        };
+        let token_keys = match &config.tokens {
+            None => None,
+            Some(tokens) => Some(Arc::new(TokenKeys::new(tokens.keys.clone()).map_err(
+                |error| key_error(file, key_of(&tokens.keys.source), &error_chain(&error)),
+            )?)),
         };
         Ok(Self {
             config,
@@ -91,6 +101,7 @@ impl Gateway {
             journal,
             audit,
             identity,
+            token_keys,
             metrics: Metrics::new(),
             readiness: Readiness::new(),
         })
@@ -120,6 +131,15 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     rustix::net::listen(&listener, BACKLOG)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Where the configuration says where keys come from.
+fn key_of(keys: &KeySource) -> &'static str {
+    match keys {
+        KeySource::File(_) => "tokens.keys_file",
+        KeySource::Url { .. } => "tokens.keys_url",
+        KeySource::WorkloadApi { .. } => "tokens.keys_trust_domain",
+    }
 }
 
 fn key_error(file: &Path, key: &str, problem: &str) -> ConfigError {

@@ -5,7 +5,7 @@ use crate::{
     admin::{Component, Readiness},
     engine::Engine,
 };
-use portarium_identity::{IdentityState, SvidManager};
+use portarium_identity::{IdentityState, SvidManager, token::TokenKeys};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, interval};
 
@@ -34,6 +34,27 @@ pub(super) async fn identity(manager: SvidManager, component: Component) {
             // The last good SVID still serves.
             _ => component.ready(),
         }
+    }
+}
+
+/// Keeps the keys of the issuer of tokens up to date until the process ends. Without any, calls that
+/// need a token are refused.
+pub(super) async fn tokens(keys: Arc<TokenKeys>, component: Component) {
+    let looked_at = async {
+        let mut ticks = interval(PERIOD);
+        loop {
+            ticks.tick().await;
+            if keys.current().is_some() {
+                component.ready();
+            } else {
+                let why = keys.problem().unwrap_or_else(|| "none came yet".to_owned());
+                component.not_ready(format!("no keys of the issuer of access tokens: {why}"));
+            }
+        }
+    };
+    tokio::select! {
+        never = keys.follow() => match never {},
+        () = looked_at => {}
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     clock::SystemClock,
     engine::{Engine, Limits, World},
     journal::Opened,
-    north::{SERVICE, STREAMS, Service},
+    north::{SERVICE, STREAMS, Service, Tokens},
 };
 use anyhow::{Context as _, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -50,6 +50,7 @@ impl Gateway {
             journal,
             audit,
             identity,
+            token_keys,
             metrics,
             readiness,
         } = self;
@@ -127,11 +128,18 @@ impl Gateway {
             .as_ref()
             .map(|manager| manager.server_tls(config.reloadable.policy.peer_policy(), ALPN));
         metrics.ask(observe::sources(&connections, &adapters, &engine, &audit));
+        let tokens = config.tokens.as_ref().zip(token_keys).zip(identity.clone());
+        let tokens = tokens.map(|((config, keys), identity)| {
+            let component = readiness.component("tokens");
+            tasks.run("tokens", readiness::tokens(keys.clone(), component));
+            Arc::new(Tokens::new(config, keys, identity, observer.clone()))
+        });
         let service = Service::new(
             engine.clone(),
             policy.clone(),
             audit.clone(),
             config.development,
+            tokens,
             observer,
             close.clone(),
         );
@@ -242,7 +250,10 @@ fn server_failure<E: std::error::Error + 'static>(
 ) -> String {
     match ended {
         Ok(Ok(())) => "the mission service ended by itself".into(),
-        Ok(Err(error)) => format!("the mission service failed: {}", crate::chain(&error)),
+        Ok(Err(error)) => format!(
+            "the mission service failed: {}",
+            portarium_identity::error_chain(&error)
+        ),
         Err(error) => format!("the mission service failed: {error}"),
     }
 }

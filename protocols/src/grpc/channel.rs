@@ -13,7 +13,8 @@ use hyper::{
     body::Incoming,
     client::conn::http2,
     http::{
-        Request, Response, Uri,
+        HeaderValue, Request, Response, Uri,
+        header::AUTHORIZATION,
         uri::{Authority, PathAndQuery, Scheme},
     },
 };
@@ -21,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use portarium_identity::{ClientTls, Lease, Peer};
 use rustls::pki_types::CertificateDer;
 use std::{
+    fmt, io,
     sync::{Arc, Weak},
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -54,6 +56,16 @@ pub async fn connect(target: &Target, tls: Option<&ClientTls>) -> Result<Channel
 pub struct Channel {
     sender: http2::SendRequest<Body>,
     other_end: Arc<OtherEnd>,
+    credential: Option<Arc<dyn Credential>>,
+}
+
+/// What calls show beside the certificate of their connection.
+pub trait Credential: Send + Sync + fmt::Debug {
+    /// The bearer token for the next call; `None`: it goes without one. Never waits.
+    ///
+    /// # Errors
+    /// Where the call must not go without one and there is none: it is not sent.
+    fn bearer(&self) -> io::Result<Option<String>>;
 }
 
 #[derive(Debug)]
@@ -92,6 +104,27 @@ impl Channel {
     /// Who is on the other end; `None` without TLS.
     pub fn peer(&self) -> Option<&Peer> {
         self.other_end.peer.as_ref()
+    }
+
+    /// The same connection for calls that show this.
+    pub fn showing(mut self, credential: Option<Arc<dyn Credential>>) -> Self {
+        self.credential = credential;
+        self
+    }
+
+    fn authorization(&self) -> io::Result<Option<HeaderValue>> {
+        let Some(credential) = &self.credential else {
+            return Ok(None);
+        };
+        let Some(token) = credential.bearer()? else {
+            return Ok(None);
+        };
+        let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
+            io::Error::other("the bearer token is none: it has forbidden characters")
+        })?;
+        // Kept out of debug output and of the compression's tables.
+        value.set_sensitive(true);
+        Ok(Some(value))
     }
 
     /// Whether further calls are in vain.
@@ -164,6 +197,14 @@ impl tower::Service<Request<Body>> for Channel {
         uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         if let Ok(uri) = Uri::from_parts(uri) {
             *request.uri_mut() = uri;
+        }
+        match self.authorization() {
+            Ok(Some(value)) => drop(request.headers_mut().insert(AUTHORIZATION, value)),
+            Ok(None) => {}
+            Err(error) => {
+                let not_sent = ChannelError::NotSent(tonic::ConnectError(error.into()));
+                return Box::pin(std::future::ready(Err(not_sent)));
+            }
         }
         let answer = self.sender.try_send_request(request);
         Box::pin(async move {
@@ -259,7 +300,11 @@ where
         cut,
     });
     Ok(Live {
-        channel: Channel { sender, other_end },
+        channel: Channel {
+            sender,
+            other_end,
+            credential: None,
+        },
         lease,
         driver,
     })

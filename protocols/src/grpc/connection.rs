@@ -1,7 +1,7 @@
 //! A client connection that is kept up.
 
 use super::{
-    channel::{Channel, Hold, KEEPALIVE, Live, asks_for_calm, open, with_sources},
+    channel::{Channel, Credential, Hold, KEEPALIVE, Live, asks_for_calm, open, with_sources},
     target::Target,
 };
 use portarium_identity::ClientTls;
@@ -79,10 +79,21 @@ impl Down {
 impl Connection {
     /// Begins to connect, on the current runtime, and never waits. `name` is for the log.
     pub fn start(target: Target, tls: Option<ClientTls>, name: impl Into<String>) -> Self {
+        Self::start_showing(None, target, tls, name)
+    }
+
+    /// As [`Connection::start`], for calls that show this beside our certificate.
+    pub fn start_showing(
+        credential: Option<Arc<dyn Credential>>,
+        target: Target,
+        tls: Option<ClientTls>,
+        name: impl Into<String>,
+    ) -> Self {
         let (publish, state) = watch::channel(Err(Down::because("not connected yet")));
         let open = Arc::<Open>::default();
         let keeper = Keeper {
             target,
+            credential,
             tls: tls.clone(),
             open: open.clone(),
             name: name.into(),
@@ -130,6 +141,7 @@ impl Connection {
 
 struct Keeper {
     target: Target,
+    credential: Option<Arc<dyn Credential>>,
     tls: Option<ClientTls>,
     open: Arc<Open>,
     name: String,
@@ -190,8 +202,8 @@ impl Keeper {
         let peer = next.channel.peer().map(|peer| peer.spiffe_id.to_string());
         let again = self.publish.borrow().is_ok();
         tracing::info!(name = %self.name, target = %self.target, peer, again, "connected");
-        self.publish
-            .send_modify(|state| *state = Ok(next.channel.clone()));
+        let channel = next.channel.clone().showing(self.credential.clone());
+        self.publish.send_modify(|state| *state = Ok(channel));
     }
 
     fn failed(&self, reason: &str, still_up: bool) {

@@ -14,7 +14,7 @@ mod stream;
 mod target;
 
 pub use adapter::{GrpcAdapter, GrpcRobot};
-pub use channel::{Channel, ChannelError, connect};
+pub use channel::{Channel, ChannelError, Credential, connect};
 pub use connection::{Connection, Down};
 pub use connections::{Admission, Connections, ServerStats};
 pub use error::GrpcError;

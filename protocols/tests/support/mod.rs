@@ -35,6 +35,8 @@ use tonic::{Request, Response, Status};
 pub struct Robot {
     /// Every call in order of arrival, for example `dispatch m-1`.
     pub calls: Mutex<Vec<String>>,
+    /// The `authorization` of each dispatch and stop.
+    pub authorizations: Mutex<Vec<Option<String>>>,
     pub missions: Mutex<HashMap<String, String>>,
     pub updates: Mutex<Vec<pb::MissionUpdate>>,
     pub news: watch::Sender<u64>,
@@ -104,6 +106,9 @@ impl MissionService for Service {
         &self,
         request: Request<pb::DispatchMissionRequest>,
     ) -> Result<Response<pb::DispatchMissionResponse>, Status> {
+        let shown = request.metadata().get("authorization");
+        let shown = shown.map(|value| value.to_str().unwrap().to_owned());
+        self.0.authorizations.lock().unwrap().push(shown);
         let request = request.into_inner();
         self.0.in_flight.fetch_add(1, Ordering::SeqCst);
         let _in_flight = InFlight(self.0.clone());

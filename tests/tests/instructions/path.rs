@@ -10,7 +10,7 @@ use portarium_gateway::{
     north::{SERVICE, Service, ServiceObserver},
     policy::{Actions, Method, Policy, Rule, Selection},
 };
-use portarium_identity::{Peer, SpiffeId};
+use portarium_identity::{Peer, SpiffeId, token::Thumbprint};
 use portarium_protocols::{
     adapter::{
         Adapter, Cancel, Disbelieved, DispatchError, Handover, Link, Reconciled, Report,
@@ -241,6 +241,7 @@ fn call(message: &pb::DispatchMissionRequest) -> Request<Full<bytes::Bytes>> {
     let peer = Peer {
         spiffe_id: SpiffeId::new("spiffe://a.b/ns/plant/sa/control-plane/pod-1").unwrap(),
         serial: "0123456789abcdef".into(),
+        thumbprint: Thumbprint::of(&[].as_slice().into()),
         not_after: now,
         own_generation: 1,
         own_not_after: now,

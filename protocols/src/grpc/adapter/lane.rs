@@ -127,6 +127,15 @@ async fn dispatch(
     }
     let channel = shared.command.channel();
     let channel = channel.map_err(|down| unreachable(&down.reason))?;
+    if shared
+        .jwt
+        .as_ref()
+        .is_some_and(|jwt| jwt.current().is_none())
+    {
+        return Err(unreachable(
+            "it asks for a JWT-SVID, and the Workload API has given none",
+        ));
+    }
     shared.open.add(command);
     let result = match send(channel.clone(), command, limit).await {
         Dispatched::Settled(result) => result,

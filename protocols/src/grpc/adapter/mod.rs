@@ -50,6 +50,9 @@ pub struct GrpcRobot {
     pub target: Target,
     /// Who it has to be. Not looked at without an identity (`development`).
     pub peers: PeerPolicy,
+    /// The audience of the JWT-SVIDs that the robot asks for beside our certificate. None are shown
+    /// without an identity (`development`).
+    pub jwt_audience: Option<String>,
 }
 
 type Robots = ArcSwap<HashMap<RobotId, Arc<RobotLink>>>;
@@ -119,10 +122,13 @@ impl GrpcAdapter {
     fn link_to(&self, robot: GrpcRobot, open: Option<Arc<open::OpenMissions>>) -> Arc<RobotLink> {
         let tls = self.identity.as_ref();
         let tls = tls.map(|identity| identity.client_tls(robot.peers.clone(), ALPN));
+        let jwt = self.identity.as_ref().zip(robot.jwt_audience.clone());
+        let jwt = jwt.map(|(identity, audience)| Arc::new(identity.jwt_svids(audience)));
         let updates = self.updates.clone();
         Arc::new(RobotLink::start(
             robot,
             tls,
+            jwt,
             &self.stop_lane.runtime,
             open.unwrap_or_default(),
             updates,

@@ -11,15 +11,15 @@ use crate::{
         Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, UpdateSender,
     },
     grpc::{
-        Channel, Connection,
+        Channel, Connection, Credential,
         convert::dispatch_request,
         pb::{self, mission_service_client::MissionServiceClient},
     },
     ids::{MissionId, RobotId},
     mission::Command,
 };
-use portarium_identity::ClientTls;
-use std::{future::Future, sync::Arc, time::Duration};
+use portarium_identity::{ClientTls, JwtSvids};
+use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -42,12 +42,14 @@ pub(super) struct RobotLink {
     lane: Lane,
     signals: Arc<Semaphore>,
     _reports: AbortOnDropHandle<()>,
+    _jwt: Option<AbortOnDropHandle<Infallible>>,
 }
 
 /// What the robot's tasks share.
 pub(super) struct Shared {
     pub(super) robot: RobotId,
     pub(super) command: Connection,
+    pub(super) jwt: Option<Arc<JwtSvids>>,
     pub(super) open: Arc<OpenMissions>,
     pub(super) updates: UpdateSender,
 }
@@ -56,24 +58,35 @@ impl RobotLink {
     pub(super) fn start(
         config: GrpcRobot,
         tls: Option<ClientTls>,
+        jwt: Option<Arc<JwtSvids>>,
         stop_runtime: &Handle,
         open: Arc<OpenMissions>,
         updates: UpdateSender,
     ) -> Self {
         let name = |lane| format!("{} {lane}", config.robot_id);
+        let credential = jwt.clone().map(|jwt| jwt as Arc<dyn Credential>);
         let stop_lane = {
             let _on_its_thread = stop_runtime.enter();
-            Connection::start(config.target.clone(), tls.clone(), name("stop lane"))
+            let (target, tls) = (config.target.clone(), tls.clone());
+            Connection::start_showing(credential.clone(), target, tls, name("stop lane"))
         };
         let shared = Arc::new(Shared {
             robot: config.robot_id.clone(),
-            command: Connection::start(config.target.clone(), tls, name("commands")),
+            command: Connection::start_showing(
+                credential,
+                config.target.clone(),
+                tls,
+                name("commands"),
+            ),
+            jwt: jwt.clone(),
             open,
             updates,
         });
         Self {
             lane: Lane::start(shared.clone()),
             _reports: AbortOnDropHandle::new(tokio::spawn(reports::run(shared.clone()))),
+            _jwt: jwt
+                .map(|jwt| AbortOnDropHandle::new(tokio::spawn(async move { jwt.follow().await }))),
             signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
             stop_lane,
             shared,
@@ -171,6 +184,13 @@ impl RobotLink {
             let ended = task?.await;
             ended.unwrap_or_else(|_| Err(unreachable("the gateway is shutting down")))
         }
+    }
+}
+
+/// Calls go without where there is none: a stop must not wait for it, and a mission does before.
+impl Credential for JwtSvids {
+    fn bearer(&self) -> io::Result<Option<String>> {
+        Ok(self.current().map(|svid| svid.token().to_owned()))
     }
 }
 

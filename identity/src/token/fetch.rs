@@ -1,0 +1,209 @@
+//! Reads a key set over HTTP: one request, bounded in time and size, without redirects.
+use super::source::LARGEST;
+use crate::config::provider;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{
+    Request, Response, StatusCode, Uri,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header::{ACCEPT, HOST},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    version::TLS13,
+};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+/// How long all of it may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a key set cannot be fetched.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// The address is none that is taken.
+    #[error(
+        "{0:?} is no address of a key set; write it like \"https://issuer.example/keys\" (http only for this machine)"
+    )]
+    Address(String),
+    /// There is nobody to trust.
+    #[error("authorities for https: {0}")]
+    Authorities(String),
+    /// The server cannot be reached, or is another one.
+    #[error("{address}: {reason}")]
+    Connection {
+        /// The address.
+        address: Uri,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The server answered something else.
+    #[error("{address}: answered {status}")]
+    Status {
+        /// The address.
+        address: Uri,
+        /// What it answered.
+        status: StatusCode,
+    },
+    /// It took too long.
+    #[error("{address}: no answer within {LIMIT:?}")]
+    Late {
+        /// The address.
+        address: Uri,
+    },
+}
+
+/// Where a key set is served.
+pub(super) struct Endpoint {
+    address: Uri,
+    host: String,
+    port: u16,
+    /// `None`: `http`, on this machine.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Endpoint {
+    pub(super) fn new(url: &str, ca_file: Option<&Path>) -> Result<Self, FetchError> {
+        let wrong = || FetchError::Address(url.to_owned());
+        let address: Uri = url.parse().map_err(|_| wrong())?;
+        let authority = address.authority().ok_or_else(wrong)?;
+        if authority.as_str().contains('@') {
+            return Err(wrong());
+        }
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let (tls, usual) = match address.scheme_str() {
+            Some("https") => {
+                let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
+                (Some((connector(ca_file)?, name)), 443)
+            }
+            Some("http") if is_here(&host) => (None, 80),
+            _ => return Err(wrong()),
+        };
+        let port = authority.port_u16().unwrap_or(usual);
+        Ok(Self {
+            address,
+            host,
+            port,
+            tls,
+        })
+    }
+
+    pub(super) async fn fetch(&self) -> Result<Bytes, FetchError> {
+        let late = |_| FetchError::Late {
+            address: self.address.clone(),
+        };
+        timeout(LIMIT, self.get()).await.map_err(late)?
+    }
+
+    async fn get(&self) -> Result<Bytes, FetchError> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
+        let stream = stream.map_err(|error| self.failed(&error))?;
+        match &self.tls {
+            None => self.ask(stream).await,
+            Some((connector, name)) => {
+                let secured = connector.connect(name.clone(), stream).await;
+                self.ask(secured.map_err(|error| self.failed(&error))?)
+                    .await
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Bytes, FetchError> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.failed(&error))?;
+        let answer = async {
+            let answer = sender.send_request(self.request()?).await;
+            self.body(answer.map_err(|error| self.failed(&error))?)
+                .await
+        };
+        tokio::pin!(answer);
+        tokio::select! {
+            answer = &mut answer => answer,
+            // The connection may end before the last of the body was taken.
+            ended = connection => match ended {
+                Ok(()) => answer.await,
+                Err(error) => Err(self.failed(&error)),
+            },
+        }
+    }
+
+    fn request(&self) -> Result<Request<Empty<Bytes>>, FetchError> {
+        let path = self
+            .address
+            .path_and_query()
+            .map_or("/", |path| path.as_str());
+        let host = self
+            .address
+            .authority()
+            .map_or("", |authority| authority.as_str());
+        Request::get(path)
+            .header(HOST, host)
+            .header(ACCEPT, "application/jwk-set+json, application/json")
+            .body(Empty::new())
+            .map_err(|error| self.failed(&error))
+    }
+
+    async fn body(&self, answer: Response<Incoming>) -> Result<Bytes, FetchError> {
+        let status = answer.status();
+        if status != StatusCode::OK {
+            let address = self.address.clone();
+            return Err(FetchError::Status { address, status });
+        }
+        let body = Limited::new(answer.into_body(), LARGEST).collect().await;
+        Ok(body
+            .map_err(|error| self.failed(error.as_ref()))?
+            .to_bytes())
+    }
+
+    fn failed(&self, error: &(dyn std::error::Error + 'static)) -> FetchError {
+        FetchError::Connection {
+            address: self.address.clone(),
+            reason: crate::error_chain(error),
+        }
+    }
+}
+
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, FetchError> {
+    let wrong = FetchError::Authorities;
+    let mut roots = RootCertStore::empty();
+    match ca_file {
+        Some(file) => {
+            let told = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+            let all = CertificateDer::pem_file_iter(file).map_err(|e| wrong(told(&e)))?;
+            for one in all {
+                let one = one.map_err(|e| wrong(told(&e)))?;
+                roots.add(one).map_err(|e| wrong(told(&e)))?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(wrong(
+            "there are none; name a file that has some".to_owned(),
+        ));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| wrong(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}

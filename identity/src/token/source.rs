@@ -1,0 +1,323 @@
+//! Keeps the keys of those who issue tokens up to date, in the background.
+use super::{
+    KeySet, KeySetError,
+    fetch::{Endpoint, FetchError},
+};
+use crate::{IdentityError, TrustDomain, follow::endpoint};
+use arc_swap::ArcSwapOption;
+use futures::StreamExt as _;
+use spiffe::{WorkloadApiClient, WorkloadApiError, transport};
+use std::{
+    convert::Infallible,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use thiserror::Error;
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+/// The largest key set that is read, in bytes.
+pub(super) const LARGEST: usize = 1 << 20;
+
+/// Keys that could not be renewed for so long are not used any longer: a key that was withdrawn
+/// meanwhile would be.
+const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// However many unknown keys tokens name, the issuer is not asked more often than this.
+const APART: Duration = Duration::from_secs(10);
+
+/// The first pause after a failure; it doubles, ...
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// ... up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long the agent may take for its first bundles.
+const FIRST: Duration = Duration::from_secs(8);
+
+/// Where the keys of an issuer come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// A JSON Web Key Set in a file.
+    File(PathBuf),
+    /// A JSON Web Key Set behind an `https` address (on this machine also `http`). `ca_file`: who
+    /// may have signed the server's certificate, in PEM; the system's authorities otherwise.
+    Url {
+        /// The address.
+        url: String,
+        /// Authorities in PEM.
+        ca_file: Option<PathBuf>,
+    },
+    /// The JWT authorities of a trust domain, from the Workload API.
+    WorkloadApi {
+        /// As of [`crate::SvidConfig::endpoint_socket`].
+        endpoint_socket: Option<String>,
+        /// Whose.
+        trust_domain: TrustDomain,
+    },
+}
+
+/// Where keys come from and how often they are looked at anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeysConfig {
+    /// From where.
+    pub source: KeySource,
+    /// How often a file or an address is read; the Workload API tells changes by itself.
+    pub refresh: Duration,
+}
+
+/// Why keys cannot be had.
+#[derive(Debug, Error)]
+pub enum KeysError {
+    /// The address, or its authorities, cannot be used; it will not get better by itself.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The file cannot be read.
+    #[error("{path}: {reason}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// What was read is larger than any key set.
+    #[error("it is larger than {LARGEST} bytes")]
+    TooLarge,
+    /// What was read is no key set.
+    #[error(transparent)]
+    KeySet(#[from] KeySetError),
+    /// The socket of the Workload API is not one.
+    #[error(transparent)]
+    Endpoint(#[from] IdentityError),
+    /// The Workload API does not answer as it should.
+    #[error("the Workload API: {0}")]
+    WorkloadApi(#[from] WorkloadApiError),
+    /// The Workload API does not answer in time.
+    #[error("the Workload API has not answered within {FIRST:?}")]
+    Silent,
+    /// The Workload API has ended the stream.
+    #[error("the Workload API has ended the stream")]
+    Ended,
+    /// The Workload API has no keys of this trust domain.
+    #[error("the Workload API has no JWT authorities of {0}")]
+    NoBundle(TrustDomain),
+}
+
+/// The keys of an issuer, renewed for as long as [`TokenKeys::follow`] runs. Reading them never
+/// waits.
+pub struct TokenKeys {
+    keys: ArcSwapOption<Loaded>,
+    problem: Mutex<Option<String>>,
+    wanted: Notify,
+    from: From,
+}
+
+struct Loaded {
+    keys: Arc<KeySet>,
+    at: Instant,
+}
+
+enum From {
+    File {
+        path: PathBuf,
+        refresh: Duration,
+    },
+    Url {
+        endpoint: Endpoint,
+        refresh: Duration,
+    },
+    WorkloadApi {
+        endpoint: transport::Endpoint,
+        trust_domain: TrustDomain,
+        refresh: Duration,
+    },
+}
+
+impl TokenKeys {
+    /// Reads a file of keys at once; those from elsewhere come with [`TokenKeys::follow`].
+    ///
+    /// # Errors
+    /// Where the file cannot be read or has no keys, or the address or the socket is none.
+    pub fn new(config: KeysConfig) -> Result<Self, KeysError> {
+        let refresh = config.refresh;
+        let from = match config.source {
+            KeySource::File(path) => From::File { path, refresh },
+            KeySource::Url { url, ca_file } => From::Url {
+                endpoint: Endpoint::new(&url, ca_file.as_deref())?,
+                refresh,
+            },
+            KeySource::WorkloadApi {
+                endpoint_socket,
+                trust_domain,
+            } => From::WorkloadApi {
+                endpoint: endpoint(endpoint_socket.as_deref())?,
+                trust_domain,
+                refresh,
+            },
+        };
+        let keys = Self {
+            keys: ArcSwapOption::empty(),
+            problem: Mutex::new(None),
+            wanted: Notify::new(),
+            from,
+        };
+        if let From::File { path, .. } = &keys.from {
+            keys.loaded(read(path)?);
+        }
+        Ok(keys)
+    }
+
+    /// The keys as last read; `None` before the first time, and a day after the last.
+    pub fn current(&self) -> Option<Arc<KeySet>> {
+        let loaded = self.keys.load();
+        let loaded = loaded.as_ref()?;
+        (loaded.at.elapsed() < KEPT).then(|| Arc::clone(&loaded.keys))
+    }
+
+    /// What keeps them from being renewed.
+    pub fn problem(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    /// A token named a key that is not there: they are read anew soon, however often this is said.
+    pub fn missed(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Keeps them up to date, for ever.
+    pub async fn follow(&self) -> Infallible {
+        let mut failures = 0;
+        loop {
+            match self.once().await {
+                Ok(next) => {
+                    failures = 0;
+                    self.pause(next).await;
+                }
+                Err(error) => {
+                    self.failed(&error);
+                    let pause = PAUSE
+                        .saturating_mul(1 << failures.min(8))
+                        .min(LONGEST_PAUSE);
+                    failures += 1;
+                    sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                }
+            }
+        }
+    }
+
+    /// Reads a file or an address once, and says when to do so again; follows the Workload API
+    /// until that fails.
+    async fn once(&self) -> Result<Duration, KeysError> {
+        match &self.from {
+            From::File { path, refresh } => {
+                let path = path.clone();
+                let read = spawn_blocking(move || read(&path)).await;
+                self.loaded(read.map_err(|_| KeysError::Ended)??);
+                Ok(*refresh)
+            }
+            From::Url { endpoint, refresh } => {
+                self.loaded(KeySet::parse(&endpoint.fetch().await?)?);
+                Ok(*refresh)
+            }
+            From::WorkloadApi {
+                endpoint,
+                trust_domain,
+                refresh,
+            } => {
+                // Opened anew now and then: a stream on which nothing comes may be a dead one.
+                let streamed = timeout(*refresh, self.stream(endpoint, trust_domain)).await;
+                streamed.map_or(Ok(Duration::ZERO), |failed| {
+                    failed.map(|never| match never {})
+                })
+            }
+        }
+    }
+
+    async fn stream(
+        &self,
+        endpoint: &transport::Endpoint,
+        trust_domain: &TrustDomain,
+    ) -> Result<Infallible, KeysError> {
+        let open = async {
+            let client = WorkloadApiClient::connect(endpoint.clone()).await?;
+            client.stream_jwt_bundles().await
+        };
+        let mut bundles = timeout(FIRST, open)
+            .await
+            .map_err(|_| KeysError::Silent)??;
+        let mut next = timeout(FIRST, bundles.next())
+            .await
+            .map_err(|_| KeysError::Silent)?;
+        loop {
+            let set = next.ok_or(KeysError::Ended)??;
+            let authorities = set
+                .get_ref(trust_domain)
+                .map(|bundle| bundle.jwt_authorities());
+            let keys = authorities.into_iter().flatten().map(|key| key.jwk_json());
+            match KeySet::of(keys) {
+                Ok(keys) => self.loaded(keys),
+                Err(_) => {
+                    // All are revoked, or the domain is federated no longer: none counts any more.
+                    self.keys.store(None);
+                    self.failed(&KeysError::NoBundle(trust_domain.clone()));
+                }
+            }
+            next = bundles.next().await;
+        }
+    }
+
+    /// Until it is time, or a key was missed; but not at once, however often one is.
+    async fn pause(&self, length: Duration) {
+        let (now, apart) = (Instant::now(), APART.min(length));
+        sleep(apart).await;
+        tokio::select! {
+            () = sleep_until(now + length) => {}
+            () = self.wanted.notified() => {}
+        }
+    }
+
+    fn loaded(&self, keys: KeySet) {
+        let had = self.keys.load().as_ref().map(|loaded| loaded.keys.len());
+        if self.lock().take().is_some() || had != Some(keys.len()) {
+            tracing::info!(keys = keys.len(), "keys of the issuer of tokens are there");
+        }
+        self.keys.store(Some(Arc::new(Loaded {
+            keys: Arc::new(keys),
+            at: Instant::now(),
+        })));
+    }
+
+    fn failed(&self, error: &KeysError) {
+        let told = crate::error_chain(error);
+        let mut problem = self.lock();
+        if problem.as_ref() != Some(&told) {
+            tracing::warn!("the keys of the issuer of tokens cannot be renewed: {told}");
+            *problem = Some(told);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The keys in the file, if it is not too large for a key set.
+fn read(path: &Path) -> Result<KeySet, KeysError> {
+    let mut bytes = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(LARGEST as u64 + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(length) if length > LARGEST => Err(KeysError::TooLarge),
+        Ok(_) => Ok(KeySet::parse(&bytes)?),
+        Err(reason) => Err(KeysError::File {
+            path: path.to_owned(),
+            reason,
+        }),
+    }
+}

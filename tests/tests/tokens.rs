@@ -1,0 +1,531 @@
+//! Access tokens bound to certificates: good over the one connection that they are bound to, refused
+//! with a line in the audit everywhere else, and never in the way of a stop.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use base64ct::{Base64UrlUnpadded, Encoding as _};
+use portarium_gateway::dev::robot::{ExecutionLog, RobotConfig};
+use portarium_identity::{
+    SvidManager,
+    token::{SigningKey, Thumbprint, bind},
+};
+use portarium_protocols::grpc::Credential;
+use portarium_tests::{
+    Caller, Config, GatewayProcess, Identities, audit, binary, figure, grpc_robot, hints, init,
+    metric, mission, soon, spiffe_id, status_of, stop, until,
+};
+use rcgen::KeyPair;
+use serde_json::{Map, Value, json};
+use std::{
+    fs, io,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+use tonic::Code;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const KID: &str = "2026-11";
+const ISSUER: &str = "https://issuer.portarium.example";
+const AUDIENCE: &str = "portarium-gateway";
+
+/// Who issues tokens.
+struct Issuer {
+    pem: String,
+    key: SigningKey,
+}
+
+impl Issuer {
+    fn new() -> Self {
+        let pem = KeyPair::generate().unwrap().serialize_pem();
+        let key = SigningKey::from_pem(pem.as_bytes()).unwrap();
+        Self { pem, key }
+    }
+
+    fn keys(&self) -> String {
+        self.key.key_set(KID).to_string()
+    }
+
+    fn mint(&self, thumbprint: &Thumbprint, changed: Value) -> String {
+        let claims = claims(thumbprint, changed);
+        self.key.sign(&claims, KID).unwrap()
+    }
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap().as_secs()
+}
+
+/// Good for five minutes, with some claims changed; `null` takes one away.
+fn claims(thumbprint: &Thumbprint, changed: Value) -> Map<String, Value> {
+    let good = json!({"iss": ISSUER, "aud": AUDIENCE, "iat": now(), "exp": now() + 300});
+    let mut claims = good.as_object().unwrap().clone();
+    bind(&mut claims, thumbprint);
+    for (name, value) in changed.as_object().unwrap() {
+        match value {
+            Value::Null => drop(claims.remove(name)),
+            value => drop(claims.insert(name.clone(), value.clone())),
+        }
+    }
+    claims
+}
+
+/// What the next calls show.
+#[derive(Debug, Default)]
+struct Shown(Mutex<Option<String>>);
+
+impl Shown {
+    fn show(&self, token: impl Into<String>) {
+        *self.0.lock().unwrap() = Some(token.into());
+    }
+}
+
+impl Credential for Shown {
+    fn bearer(&self) -> io::Result<Option<String>> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+}
+
+struct World {
+    identities: Identities,
+    gateway: GatewayProcess,
+    _robot: portarium_gateway::dev::robot::grpc::GrpcRobots,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    /// `keys`: the line of the configuration that says where keys come from.
+    async fn start(ttl: Duration, keys: impl FnOnce(&Path) -> String) -> Self {
+        init();
+        let dir = tempfile::tempdir().unwrap();
+        let identities = Identities::living(dir.path(), &["g"], ttl).await;
+        let log = ExecutionLog::in_memory();
+        let robot = RobotConfig::new("g".parse().unwrap());
+        let robot = grpc_robot(&identities, robot, &log).await;
+        let keys = keys(dir.path());
+        let config = Config::new(dir.path(), &identities)
+            .grpc_robot("g", robot.local_addr().port(), "")
+            .text(&format!(
+                "[tokens]\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nmethods = [\"DispatchMission\", \"HoldRobot\"]\n{keys}\n"
+            ));
+        let gateway = GatewayProcess::start(dir.path(), &config).await;
+        Self {
+            identities,
+            gateway,
+            _robot: robot,
+            _dir: dir,
+        }
+    }
+
+    async fn with_file(ttl: Duration, issuer: &Issuer) -> Self {
+        Self::start(ttl, |dir| {
+            let file = dir.join("keys.json");
+            fs::write(&file, issuer.keys()).unwrap();
+            format!("keys_file = \"{}\"", file.display())
+        })
+        .await
+    }
+
+    async fn caller(&self, hint: &str) -> (Caller, SvidManager, Arc<Shown>) {
+        let manager = self.identities.manager(hint).await;
+        let shown = Arc::<Shown>::default();
+        let credential = Some(shown.clone() as Arc<dyn Credential>);
+        let caller = Caller::showing(credential, &manager, self.gateway.ports.grpc).await;
+        (caller, manager, shown)
+    }
+
+    /// The reasons for which calls of this method were refused, in order.
+    fn refused(&self, method: &str) -> Vec<String> {
+        let lines = audit(&self.gateway.audit_file()).into_iter();
+        let of_method = |line: &Value| line["method"] == method && line["decision"] == "refused";
+        let refused = lines.filter(of_method);
+        refused
+            .map(|line| line["reason"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    }
+}
+
+async fn try_once(caller: &Caller, id: &str) -> Result<(), tonic::Status> {
+    let request = mission("g", id, Duration::from_millis(1));
+    caller.dispatch(&request).await.map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_token_but_one_for_this_connection_is_refused_and_audited_and_a_stop_needs_none() {
+    let issuer = Issuer::new();
+    let world = World::with_file(HOUR, &issuer).await;
+    let (caller, manager, shown) = world.caller(hints::CONTROL_PLANE).await;
+    caller.robots_reachable(&["g"]).await;
+    let mine = manager.current().unwrap().thumbprint;
+    let others = world.identities.manager(hints::OPERATOR).await;
+    let theirs = others.current().unwrap().thumbprint;
+    let good = issuer.mint(&mine, json!({}));
+    let head = |head: Value| Base64UrlUnpadded::encode_string(head.to_string().as_bytes());
+    let payload = good.split('.').nth(1).unwrap();
+    let unsigned = format!("{}.{payload}.", head(json!({"alg": "none", "kid": KID})));
+    let past = now() - 1;
+    let table = [
+        ("no token", String::new(), "send it as"),
+        (
+            "replayed by another workload",
+            issuer.mint(&theirs, json!({})),
+            "another certificate",
+        ),
+        (
+            "without cnf",
+            issuer.mint(&mine, json!({"cnf": null})),
+            "not bound",
+        ),
+        (
+            "wrong aud",
+            issuer.mint(&mine, json!({"aud": "robots"})),
+            "another audience",
+        ),
+        (
+            "wrong iss",
+            issuer.mint(&mine, json!({"iss": "https://evil.example"})),
+            "another issuer",
+        ),
+        ("alg none", unsigned, "no signed JWT"),
+        (
+            "HS256 with the public key",
+            with_shared_secret(&issuer, &mine),
+            "not one of its key",
+        ),
+        (
+            "expired",
+            issuer.mint(&mine, json!({"exp": past})),
+            "has expired",
+        ),
+        (
+            "without an end",
+            issuer.mint(&mine, json!({"exp": null})),
+            "no expiry",
+        ),
+        (
+            "not yet valid",
+            issuer.mint(&mine, json!({"nbf": now() + 60})),
+            "not valid yet",
+        ),
+        (
+            "another issuer's key",
+            Issuer::new().mint(&mine, json!({})),
+            "does not verify",
+        ),
+        ("changed", good.replacen('.', ".e30", 1), "does not verify"),
+        ("longer than any", "x".repeat(10_000), "longer than"),
+    ];
+    let mut expected = Vec::new();
+    for (what, token, reason) in &table {
+        if token.is_empty() {
+            *shown.0.lock().unwrap() = None;
+        } else {
+            shown.show(token);
+        }
+        let status = try_once(&caller, what).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{what}: {status}");
+        assert!(status.message().contains(reason), "{what}: {status}");
+        // Stops, and what the configuration does not name, need none.
+        caller.accepted(&stop("g", &what.replace(' ', "-"))).await;
+        expected.push(*reason);
+    }
+    for n in 0..1_000 {
+        shown.show(
+            issuer
+                .key
+                .sign(&claims(&mine, json!({})), &format!("k{n}"))
+                .unwrap(),
+        );
+        let status = try_once(&caller, "unknown key").await.unwrap_err();
+        assert!(status.message().contains("has its kid"), "{status}");
+    }
+    shown.show(&good);
+    caller.robots_reachable(&["g"]).await;
+    caller
+        .accepted(&mission("g", "good", Duration::from_millis(1)))
+        .await;
+    let kept = caller.status("no token").await;
+    assert!(kept.is_err(), "{kept:?}");
+    until("lines in the audit", async || {
+        world.refused("DispatchMission").len() == table.len() + 1_000
+    })
+    .await;
+    for (reason, expected) in world.refused("DispatchMission").iter().zip(expected) {
+        assert!(reason.starts_with("access token: "), "{reason}");
+        assert!(reason.contains(expected), "{reason}");
+    }
+    let everything =
+        fs::read_to_string(world.gateway.audit_file()).unwrap() + &world.gateway.output();
+    for (what, token, _) in &table {
+        let secret = token.len() > 60 && everything.contains(&token[token.len() - 60..]);
+        assert!(!secret, "{what} stands in the audit or the log");
+    }
+    let refused = metric(
+        world.gateway.ports.admin,
+        "portarium_gateway_access_tokens_total",
+        "refused",
+    )
+    .await;
+    figure(
+        "tokens",
+        &format!(
+            "{} kinds of bad tokens and 1000 unknown keys: all refused and audited ({refused} counted), {} stops without one obeyed",
+            table.len(),
+            table.len()
+        ),
+    );
+}
+
+/// Signed with what everyone knows, as if that were a secret.
+fn with_shared_secret(issuer: &Issuer, mine: &Thumbprint) -> String {
+    use aws_lc_rs::hmac;
+    let text = |json: String| Base64UrlUnpadded::encode_string(json.as_bytes());
+    let head = text(json!({"alg": "HS256", "kid": KID}).to_string());
+    let payload = text(Value::Object(claims(mine, json!({}))).to_string());
+    let signed = format!("{head}.{payload}");
+    let key = hmac::Key::new(hmac::HMAC_SHA256, issuer.keys().as_bytes());
+    let signature = hmac::sign(&key, signed.as_bytes());
+    format!(
+        "{signed}.{}",
+        Base64UrlUnpadded::encode_string(signature.as_ref())
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rotation_the_old_token_is_refused_and_a_new_one_is_taken() {
+    let issuer = Issuer::new();
+    let world = World::with_file(Duration::from_secs(10), &issuer).await;
+    let (caller, manager, shown) = world.caller(hints::CONTROL_PLANE).await;
+    shown.show(issuer.mint(&manager.current().unwrap().thumbprint, json!({})));
+    caller.robots_reachable(&["g"]).await;
+    caller
+        .accepted(&mission("g", "first", Duration::from_millis(1)))
+        .await;
+    let mut last = String::new();
+    until("the connection is renewed", async || {
+        let tried = try_once(&caller, "with the old one").await;
+        last = tried
+            .err()
+            .map(|status| status.message().to_owned())
+            .unwrap_or_default();
+        last.contains("after a rotation mint a new one")
+    })
+    .await;
+    shown.show(issuer.mint(&manager.current().unwrap().thumbprint, json!({})));
+    caller
+        .accepted(&mission("g", "second", Duration::from_millis(1)))
+        .await;
+}
+
+/// Serves keys, or misbehaves; counts who asks.
+struct KeyServer {
+    port: u16,
+    says: Arc<Mutex<Says>>,
+    asked: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+enum Says {
+    Keys(String),
+    Nothing,
+    Endless,
+}
+
+impl KeyServer {
+    async fn start(says: Says) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (says, asked) = (Arc::new(Mutex::new(says)), Arc::new(AtomicUsize::new(0)));
+        let (now, count) = (says.clone(), asked.clone());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Relaxed);
+                let says = now.lock().unwrap().clone();
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    match says {
+                        Says::Keys(keys) => {
+                            let length = keys.len();
+                            let head =
+                                format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+                            let _ = stream.write_all((head + &keys).as_bytes()).await;
+                        }
+                        Says::Nothing => tokio::time::sleep(HOUR).await,
+                        Says::Endless => {
+                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                            while stream.write_all(&[b' '; 65_536]).await.is_ok() {}
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, says, asked }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "keys_url = \"http://127.0.0.1:{}/keys\"\nkeys_refresh = \"200ms\"",
+            self.port
+        )
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_do_not_come_hold_up_no_call_and_no_stop_and_those_that_came_stay() {
+    let issuer = Issuer::new();
+    let server = KeyServer::start(Says::Nothing).await;
+    init();
+    let dir = tempfile::tempdir().unwrap();
+    let identities = Identities::living(dir.path(), &["g"], HOUR).await;
+    let log = ExecutionLog::in_memory();
+    let robot = grpc_robot(&identities, RobotConfig::new("g".parse().unwrap()), &log).await;
+    let config = Config::new(dir.path(), &identities)
+        .grpc_robot("g", robot.local_addr().port(), "")
+        .text(&format!(
+            "[tokens]\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nmethods = [\"DispatchMission\"]\n{}\n",
+            server.line()
+        ));
+    let gateway = GatewayProcess::launch(dir.path(), &config);
+    let manager = identities.manager(hints::CONTROL_PLANE).await;
+    let shown = Arc::<Shown>::default();
+    let caller = soon(
+        "a connection",
+        Caller::showing(Some(shown.clone() as _), &manager, gateway.ports.grpc),
+    )
+    .await;
+    shown.show(issuer.mint(&manager.current().unwrap().thumbprint, json!({})));
+    caller.robots_reachable(&["g"]).await;
+
+    let timed = async |what: &str| {
+        let began = Instant::now();
+        caller.accepted(&stop("g", what)).await;
+        let stopped = began.elapsed();
+        let began = Instant::now();
+        let tried = try_once(&caller, &format!("m-{what}")).await;
+        (tried, stopped.max(began.elapsed()))
+    };
+    let (none, mut slowest) = timed("silent").await;
+    assert_eq!(none.unwrap_err().code(), Code::Unavailable);
+    let (ready, why) = status_of(gateway.ports.health).await;
+    assert_eq!(ready, 503, "{why}");
+    assert!(why.contains("no keys of the issuer"), "{why}");
+
+    *server.says.lock().unwrap() = Says::Keys(issuer.keys());
+    gateway.ready().await;
+    let (good, _) = timed("keys").await;
+    good.unwrap();
+    for (what, says) in [("huge", Says::Endless), ("slow", Says::Nothing)] {
+        *server.says.lock().unwrap() = says;
+        let before = server.asked.load(Relaxed);
+        until("the keys are asked for", async || {
+            server.asked.load(Relaxed) > before + 1
+        })
+        .await;
+        let (good, took) = timed(what).await;
+        good.unwrap();
+        slowest = slowest.max(took);
+    }
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    figure(
+        "tokens",
+        &format!(
+            "keys that are silent, huge or slow: no call and no stop took longer than {slowest:.1?}"
+        ),
+    );
+}
+
+/// Runs the shipped binary: its exit code, standard output and standard error.
+fn run(words: &[&str], variables: &[(&str, String)]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(binary("portarium-gateway"));
+    command.args(words).envs(variables.iter().cloned());
+    let ended = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        ended.status.code(),
+        text(&ended.stdout),
+        text(&ended.stderr),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_minted_shown_and_verified_with_the_command_line_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("issuer.pem").display().to_string();
+    fs::write(&key, Issuer::new().pem).unwrap();
+    let (code, keys, why) = run(&["token", "keys", "--key", &key, "--kid", KID], &[]);
+    assert_eq!(code, Some(0), "{why}");
+    let world = World::start(HOUR, |folder| {
+        let path = folder.join("keys.json");
+        fs::write(&path, &keys).unwrap();
+        format!("keys_file = \"{}\"", path.display())
+    })
+    .await;
+    let variables = [
+        ("SPIFFE_ENDPOINT_SOCKET", world.identities.endpoint()),
+        (
+            "PORTARIUM_SERVER",
+            format!("localhost:{}", world.gateway.ports.grpc),
+        ),
+        ("PORTARIUM_SERVER_ID", spiffe_id(hints::GATEWAY)),
+    ];
+    let as_control_plane = |words: &[&str]| {
+        run(
+            &[words, &["--hint", hints::CONTROL_PLANE]].concat(),
+            &variables,
+        )
+    };
+    let mint = [
+        "token",
+        "mint",
+        "--key",
+        &key,
+        "--kid",
+        KID,
+        "--issuer",
+        ISSUER,
+        "--audience",
+        AUDIENCE,
+    ];
+    let (code, minted, why) = as_control_plane(&mint);
+    assert_eq!(code, Some(0), "{why}");
+    let token = dir.path().join("token").display().to_string();
+    fs::write(&token, &minted).unwrap();
+    let dispatch = [
+        "mission",
+        "dispatch",
+        "--robot",
+        "g",
+        "--action",
+        "navigate_to",
+    ];
+    let (code, _, why) = as_control_plane(&dispatch);
+    assert_eq!(code, Some(1), "{why}");
+    assert!(why.contains("access token: none came"), "{why}");
+    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", &token]].concat());
+    assert_eq!(code, Some(0), "{why}");
+    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", "/nowhere"]].concat());
+    assert_eq!(code, Some(1), "{why}");
+    assert!(why.contains("--token-file /nowhere: No such file"), "{why}");
+    // As an issuer mints that only sees the certificate of its caller.
+    let lasting = dir.path().join("operator");
+    world
+        .identities
+        .write_lasting(hints::OPERATOR, HOUR, &lasting);
+    let certificate = lasting.join("svid.pem").display().to_string();
+    let (code, minted, why) = run(&[&mint[..], &["--certificate", &certificate]].concat(), &[]);
+    assert_eq!(code, Some(0), "{why}");
+    fs::write(&token, &minted).unwrap();
+    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", &token]].concat());
+    assert_eq!(code, Some(1), "{why}");
+    assert!(why.contains("bound to another certificate"), "{why}");
+    let (code, jwt, why) = as_control_plane(&["svid", "jwt", "--audience", "robot-arm"]);
+    assert_eq!((code, jwt.trim().split('.').count()), (Some(0), 3), "{why}");
+}
