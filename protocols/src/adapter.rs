@@ -36,6 +36,11 @@ pub trait Adapter: Send + Sync + 'static {
     /// Stops a robot: on the stop lane and behind the last command, as `cancel`.
     async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError>;
 
+    /// Waits until no copy of a stop that left for the robot can reach it any more, whatever the
+    /// stop's answer was and whichever process sent it: the one that was not the first may be late,
+    /// and would stop a mission that is sent before it comes.
+    async fn stops_landed(&self, robot: &RobotId);
+
     /// Asks what became of a mission that may have been sent, after a crash or a lost
     /// connection.
     async fn reconcile(&self, command: Arc<Command>) -> Result<Reconciled, SignalError>;

@@ -5,6 +5,7 @@
 //! what a mission promises is kept by the engine above.
 
 pub mod adapter;
+mod copies;
 pub mod grpc;
 pub mod ids;
 pub mod mission;

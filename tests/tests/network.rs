@@ -23,9 +23,6 @@ use tokio::time::sleep;
 const ROBOTS: [&str; 2] = ["m", "g"];
 const SHORT: Duration = Duration::from_millis(40);
 
-/// What was lost is there after so long, once nothing is lost any more.
-const RETRANSMITTED: Duration = Duration::from_secs(3);
-
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto, nft and root: run by tests/run"]
 async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_no_stop() {
@@ -94,9 +91,6 @@ async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_n
 
     // Stops while the way to the robots is lossy, and while it is silent.
     for fault in [Fault::Lossy, Fault::Deaf] {
-        // Each stop goes out on two connections, and is obeyed when the first has brought it: what was
-        // lost on the other is sent again by TCP, and would stop the next mission.
-        sleep(RETRANSMITTED).await;
         caller.robots_reachable(&ROBOTS).await;
         for robot in ROBOTS {
             let running = format!("{robot}-{fault:?}-running");

@@ -25,6 +25,8 @@ pub(super) enum Done {
     Dispatched(MissionId, Result<Handover, DispatchError>),
     Reconciled(MissionId, Result<Reconciled, SignalError>),
     Fence,
+    /// No copy of a stop is on its way, up to that one.
+    Landed(u64),
 }
 
 pub(super) type Calls = FuturesUnordered<BoxFuture<'static, Done>>;
@@ -72,6 +74,7 @@ impl Inner {
         let mut state = robot.lock();
         state.retry_at = state.retry_at.filter(|at| *at > now);
         state.await_fence(calls);
+        state.await_landing(&spec, calls);
         state.expire(now, &spec, &at, &mut records);
         let behind = state.row_behind && !self.journal.is_congested();
         if !records.is_empty() || behind {
@@ -96,6 +99,7 @@ impl Inner {
         let mut state = robot.lock();
         match done {
             Done::Fence => state.fence_awaited = false,
+            Done::Landed(up_to) => state.stop.have_landed(up_to),
             Done::Attempt(id, Ok(())) => state.attempt(&id, &spec, &at, &mut records, calls),
             // The mission was not accepted and is gone already.
             Done::Attempt(_, Err(_)) => {}
@@ -128,6 +132,26 @@ impl RobotState {
                 }
                 .boxed(),
             );
+        }
+    }
+
+    /// A stop is delivered with the first of its copies. The next mission waits for the last one.
+    fn await_landing(&mut self, spec: &RobotSpec, calls: &Calls) {
+        let Some(adapter) = spec.adapter.clone() else {
+            return;
+        };
+        let Some(up_to) = self.stop.await_landing() else {
+            return;
+        };
+        let robot = spec.id.clone();
+        let mut landing = async move {
+            adapter.stops_landed(&robot).await;
+            Done::Landed(up_to)
+        }
+        .boxed();
+        match (&mut landing).now_or_never() {
+            Some(_) => self.stop.have_landed(up_to),
+            None => calls.push(landing),
         }
     }
 
@@ -198,7 +222,7 @@ impl RobotState {
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
-            && !self.stop.is_pending()
+            && self.stop.is_over()
             && open.deliver_by > Instant::now();
         if free {
             self.send(id, spec, calls);

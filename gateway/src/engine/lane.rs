@@ -42,6 +42,11 @@ pub(super) struct StopLane {
     pub(super) undelivered: Complaint,
     /// Grows with each stop asked for.
     pub(super) requested: u64,
+    /// Grows with each stop sent.
+    sent: u64,
+    /// No copy of a stop is on its way, up to that one; `None`: nor of one that an earlier life sent.
+    landed: Option<u64>,
+    landing_awaited: bool,
     /// What the robot answered to the last stop sent, and the last request it covers; `Err`: why
     /// it refused.
     pub(super) answered: (u64, Option<Result<StopAnswer, String>>),
@@ -57,6 +62,34 @@ impl StopLane {
     /// A stop waits or is under way.
     pub(super) fn is_pending(&self) -> bool {
         self.next.is_some() || self.under_way.is_some()
+    }
+
+    /// None is pending, and no copy of an earlier one can reach the robot any more. A mission sent
+    /// before that could be stopped by it.
+    pub(super) fn is_over(&self) -> bool {
+        !self.is_pending() && self.landed == Some(self.sent)
+    }
+
+    /// Takes what is to be sent now, unless one is under way.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Arc<Command>> {
+        if self.under_way.is_some() || self.retry_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        self.under_way = Some(self.next.take()?);
+        self.sent += 1;
+        self.under_way.clone()
+    }
+
+    /// Whether the copies of those sent are to be awaited from now on, and up to which.
+    pub(super) fn await_landing(&mut self) -> Option<u64> {
+        let due = !self.is_pending() && !self.is_over() && !self.landing_awaited;
+        self.landing_awaited |= due;
+        due.then_some(self.sent)
+    }
+
+    pub(super) fn have_landed(&mut self, up_to: u64) {
+        self.landing_awaited = false;
+        self.landed = Some(up_to);
     }
 
     /// The one that waits or is under way: the latest, but never a mere stop in place of an

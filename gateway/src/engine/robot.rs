@@ -257,7 +257,7 @@ impl RobotState {
             && !self.latched
             && self.hold.is_none()
             && self.fence_pending.is_none()
-            && !self.stop.is_pending()
+            && self.stop.is_over()
             && self.retry_at.is_none()
             && self.unknown().is_none()
     }

@@ -187,14 +187,9 @@ impl Inner {
         let (command, number) = {
             let mut guard = robot.lock();
             let state = &mut *guard;
-            let due = state.stop.retry_at.is_none_or(|at| at <= Instant::now());
-            if state.stop.under_way.is_some() || !due {
-                return;
-            }
-            let Some(command) = state.stop.next.take() else {
+            let Some(command) = state.stop.take(Instant::now()) else {
                 return;
             };
-            state.stop.under_way = Some(command.clone());
             let number = state.stop.requested;
             // The robot's word on this one is its word on all that were asked for so far.
             if let Some(open) = state.open.get_mut(&command.mission_id) {

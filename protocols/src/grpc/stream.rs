@@ -1,5 +1,6 @@
 //! A byte stream with an end: no connection outlives its lease, whatever runs on it.
 
+use crate::copies::RETRANSMITTED_FOR;
 use futures::task::AtomicWaker;
 use std::{
     io,
@@ -163,7 +164,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for LeasedStream<IO> {
 /// Low delay, and an end to peers that vanished with data under way.
 pub(crate) fn prepare_socket(tcp: &tokio::net::TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(Duration::from_secs(15)))
+    socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(RETRANSMITTED_FOR))
 }
 
 #[cfg(test)]

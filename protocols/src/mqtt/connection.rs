@@ -33,7 +33,7 @@ const MAX_UNWRITTEN_BYTES: usize = 64 * 1024;
 /// A broker that says nothing for this long, though pinged, is gone.
 const SILENCE_LIMIT: Duration = Duration::from_secs(9);
 /// A broker that leaves a publish unacknowledged for this long does not work.
-const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
 /// How often the peer's certificate is looked at again. A revoked authority is to cost its
 /// connections within 10 s.
 const TRUST_FOR: Duration = Duration::from_secs(5);
@@ -61,6 +61,7 @@ pub(crate) struct Connection {
     trust: Option<Trust>,
     trusted: Instant,
     state: Arc<LaneState>,
+    client_id: String,
     pub(crate) lease: Option<Lease>,
     pub(crate) generation: Option<u64>,
 }
@@ -98,6 +99,7 @@ impl Connection {
         if connack.code != ConnectReturnCode::Success {
             return Err(LinkError::Refused(connack.code));
         }
+        state.taken_over(&hello.client_id);
         let granted = Granted::of(&connack)?;
         outgoing.max_packet = granted.max_packet;
         let mut tick = interval(Duration::from_secs(1));
@@ -118,6 +120,7 @@ impl Connection {
             trust: dialled.trust,
             trusted: Instant::now(),
             state,
+            client_id: hello.client_id.clone(),
             lease: dialled.lease,
             generation: dialled.generation,
         })
@@ -148,10 +151,7 @@ impl Connection {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        self.inflight.abandon(
-            self.outgoing.written(),
-            "the connection was renewed or shut down",
-        );
+        self.abandon("the connection was renewed or shut down");
         let leave = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
         if self.outgoing.put(&Packet::Disconnect(leave)).is_ok() {
             // The broker may be gone already; then there is nobody to take leave of.
@@ -217,10 +217,14 @@ impl Connection {
             }
         };
         if let Err(error) = &done {
-            self.inflight
-                .abandon(self.outgoing.written(), &error.to_string());
+            self.abandon(&error.to_string());
         }
         done
+    }
+
+    fn abandon(&mut self, reason: &str) {
+        let on_their_way = self.inflight.abandon(self.outgoing.written(), reason);
+        self.state.left_on_its_way(&self.client_id, on_their_way);
     }
 
     fn send_batch(&mut self) {
@@ -374,8 +378,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.inflight
-            .abandon(self.outgoing.written(), "the connection was given up");
+        self.abandon("the connection was given up");
     }
 }
 

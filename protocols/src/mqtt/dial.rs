@@ -1,6 +1,7 @@
 //! From an address to an authenticated byte stream, and why that or what follows fails.
 
 use super::config::{Broker, MqttConfig};
+use crate::copies::RETRANSMITTED_FOR;
 use portarium_identity::{ClientTls, IdentityError, Lease, Peer, TlsError};
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -167,6 +168,7 @@ impl Dialer {
         let tcp = TcpStream::connect(address).await.map_err(LinkError::Tcp)?;
         // Without it a lone command waits 40 ms for a delayed acknowledgement.
         tcp.set_nodelay(true)?;
+        socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(RETRANSMITTED_FOR))?;
         let Some(tls) = &self.tls else {
             let lease = self.plaintext_lease.map(Lease::of);
             return Ok(Dialled {

@@ -1,6 +1,7 @@
 //! What was published and is not acknowledged yet, by packet id.
 
 use super::queue::{Message, Outcome};
+use crate::copies::OnItsWay;
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use std::collections::VecDeque;
 use tokio::{sync::oneshot, time::Instant};
@@ -9,6 +10,7 @@ use tokio::{sync::oneshot, time::Instant};
 #[derive(Debug)]
 struct Entry {
     outcome: Option<oneshot::Sender<Outcome>>,
+    copy: Option<OnItsWay>,
     /// The position of its first byte in the connection's outgoing bytes.
     begins: u64,
     since: Instant,
@@ -57,6 +59,7 @@ impl InFlight {
         };
         self.entries[usize::from(id) - 1] = Some(Entry {
             outcome: message.outcome,
+            copy: message.copy,
             begins,
             since: now,
         });
@@ -86,10 +89,12 @@ impl InFlight {
     }
 
     /// The connection is over after `written` outgoing bytes: what had begun by then may have
-    /// arrived, what had not cannot have.
-    pub(crate) fn abandon(&mut self, written: u64, reason: &str) {
-        for entry in self.entries.iter_mut().filter_map(Option::take) {
+    /// arrived, what had not cannot have. Returns the copies of stops that may still do.
+    pub(crate) fn abandon(&mut self, written: u64, reason: &str) -> Vec<OnItsWay> {
+        let mut on_their_way = Vec::new();
+        for mut entry in self.entries.iter_mut().filter_map(Option::take) {
             let outcome = if entry.begins < written {
+                on_their_way.extend(entry.copy.take());
                 Outcome::Unknown(format!("{reason}, before the broker acknowledged it"))
             } else {
                 Outcome::NotSent(reason.to_owned())
@@ -97,6 +102,7 @@ impl InFlight {
             entry.resolve(outcome);
         }
         self.free = (1..).take(self.entries.len()).collect();
+        on_their_way
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Lane {
     pub(crate) shutdown: CancellationToken,
     /// What the broker has kept was heard since the start.
     pub(crate) heard_retained: bool,
+    /// No stop of a gateway that ran before this one can arrive under the other client id.
+    pub(crate) predecessor_gone: bool,
     /// One connection of a broker is renewed at a time.
     pub(crate) turn: Arc<Semaphore>,
 }
@@ -137,9 +139,8 @@ impl Lane {
     }
 
     fn stop_hello(&self, alternate: bool) -> Hello {
-        let which = if alternate { "b" } else { "a" };
         Hello {
-            client_id: format!("{}~stop-{which}", self.client_id_base),
+            client_id: stop_client_id(&self.client_id_base, alternate),
             session: None,
         }
     }
@@ -154,6 +155,14 @@ impl Lane {
     }
 
     async fn connect(&mut self) -> Result<(Connection, BTreeSet<TenantId>), LinkError> {
+        if let Role::Stops { alternate } = self.role
+            && !self.predecessor_gone
+        {
+            let (dialled, hello) = (self.dialer.dial().await?, self.stop_hello(!alternate));
+            let other = Connection::open(dialled, &hello, Arc::clone(&self.state)).await?;
+            other.finish(None, Duration::ZERO).await;
+            self.predecessor_gone = true;
+        }
         let dialled = self.dialer.dial().await?;
         self.establish(dialled).await
     }
@@ -284,6 +293,11 @@ impl Lane {
         );
         Ok(Some(renewed))
     }
+}
+
+pub(crate) fn stop_client_id(base: &str, alternate: bool) -> String {
+    let which = if alternate { "b" } else { "a" };
+    format!("{base}~stop-{which}")
 }
 
 fn last_call(lease: Lease) -> Instant {

@@ -1,8 +1,12 @@
 //! What others may read of a connection while its task has it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use crate::copies::OnItsWay;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// Both connections' counters, since the start.
@@ -27,6 +31,8 @@ pub(crate) struct LaneState {
     published: AtomicU64,
     reconnects: AtomicU64,
     renewals: AtomicU64,
+    /// What a connection had on its way when it ended, by client id.
+    left: Mutex<HashMap<String, Vec<OnItsWay>>>,
 }
 
 /// One connection, for metrics and the status page.
@@ -55,6 +61,7 @@ impl LaneState {
             published: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
+            left: Mutex::default(),
         }
     }
 
@@ -78,6 +85,21 @@ impl LaneState {
             .unwrap_or_else(PoisonError::into_inner)
             .down
             .clone()
+    }
+
+    /// A connection has ended, and this may arrive all the same.
+    pub(crate) fn left_on_its_way(&self, client_id: &str, copies: Vec<OnItsWay>) {
+        if !copies.is_empty() {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            left.entry(client_id.to_owned()).or_default().extend(copies);
+        }
+    }
+
+    /// The broker has taken a connection under this client id. That ends the one before it, and what
+    /// has not arrived by then never will.
+    pub(crate) fn taken_over(&self, client_id: &str) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.remove(client_id);
     }
 
     pub(crate) fn count_published(&self) {

@@ -11,6 +11,7 @@ use crate::{
     adapter::{
         Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer,
     },
+    copies::OnItsWay,
     ids::RobotId,
     mission::Command,
 };
@@ -64,7 +65,8 @@ impl Adapter for MqttAdapter {
         let robot = self.signalled(&cancel.command.robot_id)?;
         let topic = topic::cancel(&robot.tenant, &cancel.command.mission_id);
         let payload = payload::cancel(&cancel, SystemTime::now());
-        self.signal(&robot, topic, payload).await
+        // Late, it finds its mission ended.
+        self.signal(&robot, topic, payload, None).await
     }
 
     async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
@@ -72,8 +74,13 @@ impl Adapter for MqttAdapter {
         let topic = topic::command(&robot.tenant, &robot.robot_id, &stop.mission_id);
         self.router.track(&stop.mission_id, &robot);
         let payload = payload::command(&stop, &robot, SystemTime::now());
-        self.signal(&robot, topic, payload).await?;
+        let copy = self.landing.leaves(&robot.robot_id);
+        self.signal(&robot, topic, payload, Some(copy)).await?;
         Ok(StopAnswer::Requested)
+    }
+
+    async fn stops_landed(&self, robot: &RobotId) {
+        self.landing.landed(robot).await;
     }
 
     /// MQTT cannot ask a robot, but the broker has what it said last: a subscription to exactly
@@ -158,13 +165,16 @@ impl MqttAdapter {
         robot: &MqttRobot,
         topic: String,
         payload: Result<Bytes, serde_json::Error>,
+        copy: Option<OnItsWay>,
     ) -> Result<(), SignalError> {
         let unreachable = |reason: String| SignalError::Unreachable { reason };
         let payload = encode(payload).map_err(unreachable)?;
         let gone = self.router.gone(&robot.robot_id);
         let expires = gone.map(|_| Instant::now() + GONE_LIFE);
-        let at_once = self.stops.send(topic.clone(), payload.clone(), expires);
-        let behind = self.commands.send(topic, payload, expires);
+        let at_once = self
+            .stops
+            .send(topic.clone(), payload.clone(), expires, copy);
+        let behind = self.commands.send(topic, payload, expires, None);
         if let Some(reason) = gone {
             return Err(unreachable(reason.to_owned()));
         }
@@ -188,9 +198,11 @@ impl LaneHandle {
         topic: String,
         payload: Bytes,
         expires: Option<Instant>,
+        copy: Option<OnItsWay>,
     ) -> oneshot::Receiver<Outcome> {
         let (mut message, answer) = Message::new(topic, payload);
         message.expires = expires;
+        message.copy = copy;
         self.queue.put(Item::Publish(message));
         answer
     }

@@ -6,6 +6,12 @@
 //! own, so that no load on the main runtime delays it, is kept connected, and hears nothing. A
 //! robot is reachable while *commands* is up; a stop goes over whichever is.
 //!
+//! # Stops that come late
+//! A stop is delivered with the first of its two PUBACKs. The engine sends the robot's next mission
+//! when the other copy cannot come behind it any more; `landing` says when that is. So that nothing
+//! is left of a gateway that died either, the first thing that *stops* does is to take over, and leave,
+//! the client id that it does not use.
+//!
 //! # Never sent twice
 //! A connection and what was published on it die together: what had begun to leave and was not
 //! acknowledged is of unknown outcome, what had not was not sent. The session at the broker is
@@ -50,6 +56,7 @@ mod handshake;
 mod inbox;
 mod incoming;
 mod inflight;
+mod landing;
 mod lane;
 mod lane_state;
 mod mission;
@@ -67,7 +74,8 @@ pub use lane_state::LaneStats;
 use crate::adapter::{Link, Update, UpdateSender};
 use dial::Dialer;
 use inbox::Inbox;
-use lane::{Lane, Role};
+use landing::Landing;
+use lane::{Lane, Role, stop_client_id};
 use lane_state::{Counters, LaneState};
 use queue::Queue;
 use router::Router;
@@ -83,6 +91,7 @@ pub struct MqttAdapter {
     router: Arc<Router>,
     commands: LaneHandle,
     stops: LaneHandle,
+    landing: Landing,
     counters: Arc<Counters>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -122,9 +131,11 @@ impl MqttAdapter {
         let router = Arc::new(Router::new(config.robots, config.shared_status_topic));
         let (commands, commands_feed) = LaneHandle::new();
         let (stops, stops_feed) = LaneHandle::new();
+        let client_ids = [false, true].map(|b| stop_client_id(&config.client_id_base, b));
         let adapter = Self {
             router,
             commands,
+            landing: Landing::new(&stops.state, &client_ids),
             stops,
             counters: Arc::default(),
             shutdown: CancellationToken::new(),
@@ -145,6 +156,7 @@ impl MqttAdapter {
             router: Arc::clone(&adapter.router),
             shutdown: adapter.shutdown.clone(),
             heard_retained: false,
+            predecessor_gone: false,
             turn: Arc::clone(&turn),
         };
         let commands_lane = lane(Role::Commands(Box::new(inbox)), &adapter.commands);

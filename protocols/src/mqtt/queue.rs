@@ -1,5 +1,6 @@
 //! What waits to be sent on a connection, and how its senders hear what became of it.
 
+use crate::copies::OnItsWay;
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::v5::PubAckReason;
 use std::{collections::VecDeque, future::pending, sync::Arc, time::Duration};
@@ -46,6 +47,8 @@ pub(crate) struct Message {
     /// Past this it is not sent.
     pub(crate) patience: Instant,
     pub(crate) outcome: Option<oneshot::Sender<Outcome>>,
+    /// Of a stop that may arrive behind what is sent after it.
+    pub(crate) copy: Option<OnItsWay>,
 }
 
 impl Message {
@@ -58,6 +61,7 @@ impl Message {
             expires: None,
             patience: Instant::now() + PATIENCE,
             outcome: Some(outcome),
+            copy: None,
         };
         (message, answer)
     }
@@ -71,6 +75,7 @@ impl Message {
             expires: None,
             patience: Instant::now() + Duration::from_secs(3_600),
             outcome: None,
+            copy: None,
         }
     }
 

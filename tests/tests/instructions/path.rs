@@ -268,6 +268,7 @@ impl Adapter for Obedient {
     async fn stop(&self, _: Arc<Command>) -> Result<StopAnswer, SignalError> {
         Ok(StopAnswer::Accepted)
     }
+    async fn stops_landed(&self, _: &RobotId) {}
     async fn reconcile(&self, _: Arc<Command>) -> Result<Reconciled, SignalError> {
         Ok(Reconciled::CannotAsk)
     }

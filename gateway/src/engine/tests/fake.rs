@@ -51,6 +51,8 @@ pub(super) struct Script {
     pub(super) stop: Scripted<Result<StopAnswer, SignalError>>,
     pub(super) reconcile: Scripted<Result<Reconciled, SignalError>>,
     down: bool,
+    /// How long a copy of a stop may still come after the answer.
+    pub(super) stops_late: Duration,
     /// Dispatches under way, and the most that ever were.
     handing_over: usize,
     most_at_once: usize,
@@ -234,6 +236,15 @@ impl Adapter for Fake {
             next(&mut script.stop, script.down, Err(lost()), sent)
         })
         .await
+    }
+
+    async fn stops_landed(&self, robot: &RobotId) {
+        let late = self
+            .robots
+            .script(robot.as_str(), |script| script.stops_late);
+        if !late.is_zero() {
+            sleep(late).await;
+        }
     }
 
     async fn reconcile(&self, command: Arc<Command>) -> Result<Reconciled, SignalError> {

@@ -14,4 +14,5 @@ mod reports;
 mod simulator;
 mod stops;
 mod stops_again;
+mod stops_late;
 mod world;

@@ -63,6 +63,11 @@ fn is_peers_word(status: &Status) -> bool {
         && !status.metadata().contains_key("grpc-accept-encoding")
 }
 
+/// Whether a call of which this came may reach the other end all the same.
+pub(super) fn may_still_arrive(status: &Status) -> bool {
+    !is_peers_word(status) && !ChannelError::was_not_sent(status)
+}
+
 /// Answers that are given instead of processing a request.
 fn refuses(code: Code) -> bool {
     matches!(

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     adapter::{Cancel, DispatchError, Handover, Reconciled, SignalError, StopAnswer},
+    copies::OnItsWay,
     grpc::{Channel, convert::dispatch_request},
     mission::Command,
 };
@@ -17,9 +18,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long a robot may take to answer a dispatch.
-const DISPATCH_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const DISPATCH_LIMIT: Duration = Duration::from_secs(5);
 /// Orders that wait for one robot: a dispatch, and the stops and cancels behind it.
-const MAX_WAITING: usize = 16;
+pub(super) const MAX_WAITING: u32 = 16;
 
 /// What is to be sent, and who waits for the answer.
 pub(super) enum Order {
@@ -37,6 +38,7 @@ pub(super) enum Order {
     /// The second of the two that a stop is sent as.
     Stop {
         stop: Arc<Command>,
+        copy: OnItsWay,
         answer: oneshot::Sender<Result<StopAnswer, SignalError>>,
     },
 }
@@ -49,7 +51,7 @@ pub(super) struct Lane {
 
 impl Lane {
     pub(super) fn start(shared: Arc<Shared>) -> Self {
-        let (orders, waiting) = mpsc::channel(MAX_WAITING);
+        let (orders, waiting) = mpsc::channel(MAX_WAITING as usize);
         Self {
             orders,
             _task: AbortOnDropHandle::new(tokio::spawn(run(shared, waiting))),
@@ -106,9 +108,9 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Order>) {
                     Err(down) => Err(down.into()),
                 });
             }
-            Order::Stop { stop, answer } => {
+            Order::Stop { stop, copy, answer } => {
                 let _ = answer.send(match shared.command.channel() {
-                    Ok(channel) => send_stop(channel, dispatch_request(&stop)).await,
+                    Ok(channel) => send_stop(channel, dispatch_request(&stop), copy).await,
                     Err(down) => Err(down.into()),
                 });
             }

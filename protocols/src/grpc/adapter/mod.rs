@@ -8,7 +8,9 @@
 //! A stop or cancel goes out twice: at once on the stop lane, and on the command connection behind
 //! the last dispatch. HTTP/2 keeps the order in which streams are opened, but a server works on
 //! them in parallel, so order on the wire is no order at the robot. What guarantees it is that the
-//! second one is sent when the dispatch before it was answered or given up.
+//! second one is sent when the dispatch before it was answered or given up. In the same way the robot
+//! gets its next mission when both are answered; one whose connection broke may come for as long as
+//! the system sends it again. What a robot has received and not read, because it hangs, is not known.
 
 mod answers;
 mod lane;
@@ -167,6 +169,12 @@ impl Adapter for GrpcAdapter {
     async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
         let robot = self.signalled(&stop.robot_id)?;
         robot.stop(stop).await
+    }
+
+    async fn stops_landed(&self, robot: &RobotId) {
+        if let Ok(robot) = self.robot(robot) {
+            robot.stops_landed().await;
+        }
     }
 
     async fn reconcile(&self, command: Arc<Command>) -> Result<Reconciled, SignalError> {

@@ -2,7 +2,7 @@
 
 use super::{
     GrpcRobot, answers,
-    lane::{Lane, Order},
+    lane::{DISPATCH_LIMIT, Lane, MAX_WAITING, Order},
     open::OpenMissions,
     reports,
 };
@@ -10,6 +10,7 @@ use crate::{
     adapter::{
         Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, UpdateSender,
     },
+    copies::{Copies, OnItsWay, RETRANSMITTED_FOR},
     grpc::{
         Channel, Connection, Credential,
         convert::dispatch_request,
@@ -23,7 +24,7 @@ use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -41,6 +42,8 @@ pub(super) struct RobotLink {
     stop_lane: Connection,
     lane: Lane,
     signals: Arc<Semaphore>,
+    /// Of stops.
+    copies: Copies,
     _reports: AbortOnDropHandle<()>,
     _jwt: Option<AbortOnDropHandle<Infallible>>,
 }
@@ -88,6 +91,7 @@ impl RobotLink {
             _jwt: jwt
                 .map(|jwt| AbortOnDropHandle::new(tokio::spawn(async move { jwt.follow().await }))),
             signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
+            copies: Copies::default(),
             stop_lane,
             shared,
             config,
@@ -137,17 +141,29 @@ impl RobotLink {
 
     pub(super) async fn stop(&self, stop: Arc<Command>) -> Result<StopAnswer, SignalError> {
         self.shared.open.add(&stop);
+        // As long as what waits in front of it may take.
+        let in_line = DISPATCH_LIMIT * MAX_WAITING;
+        let leaves = || {
+            self.copies
+                .leaves(Instant::now() + in_line + RETRANSMITTED_FOR)
+        };
+        let (first, second) = (leaves(), leaves());
         let behind = self.lane.behind(|answer| Order::Stop {
             stop: stop.clone(),
+            copy: second,
             answer,
         });
         let request = dispatch_request(&stop);
-        let at_once = self.at_once(|channel| send_stop(channel, request));
+        let at_once = self.at_once(|channel| send_stop(channel, request, first));
         let answer = first_success(at_once, behind).await;
         if answer == Ok(StopAnswer::Stationary) {
             self.shared.open.remove(&stop.mission_id);
         }
         answer
+    }
+
+    pub(super) async fn stops_landed(&self) {
+        self.copies.landed().await;
     }
 
     pub(super) async fn reconcile(&self, command: &Command) -> Result<Reconciled, SignalError> {
@@ -266,14 +282,38 @@ pub(super) async fn send_cancel(
 pub(super) async fn send_stop(
     channel: Channel,
     request: pb::DispatchMissionRequest,
+    copy: OnItsWay,
 ) -> Result<StopAnswer, SignalError> {
-    let mut client = client(channel);
-    let call = client.dispatch_mission(limited(request, SIGNAL_LIMIT));
-    match timeout(SIGNAL_LIMIT, call).await {
-        Ok(Ok(answer)) => answers::of_stop(answer.get_ref()),
-        Ok(Err(status)) => Err(answers::of_failed_signal(&status)),
+    let (answer, answered) = oneshot::channel();
+    tokio::spawn(follow_stop(channel, request, copy, answer));
+    match timeout(SIGNAL_LIMIT, answered).await {
+        Ok(Ok(Ok(answer))) => answers::of_stop(&answer),
+        Ok(Ok(Err(status))) => Err(answers::of_failed_signal(&status)),
+        Ok(Err(_)) => Err(unreachable("the gateway is shutting down")),
         Err(_) => Err(no_answer()),
     }
+}
+
+/// Longer than anybody waits for the answer: until it is here, the stop may be on its way.
+async fn follow_stop(
+    channel: Channel,
+    request: pb::DispatchMissionRequest,
+    copy: OnItsWay,
+    waits: oneshot::Sender<Result<pb::DispatchMissionResponse, tonic::Status>>,
+) {
+    let mut client = client(channel);
+    let call = client.dispatch_mission(limited(request, SIGNAL_LIMIT));
+    // A connection that does not carry it for so long is closed by the system.
+    let Ok(answer) = timeout(RETRANSMITTED_FOR, call).await else {
+        return;
+    };
+    let lost = answer.as_ref().is_err_and(answers::may_still_arrive);
+    // Whoever waited may have given up.
+    let _ = waits.send(answer.map(tonic::Response::into_inner));
+    if lost {
+        sleep(RETRANSMITTED_FOR).await;
+    }
+    drop(copy);
 }
 
 /// Asks the robot for a mission.

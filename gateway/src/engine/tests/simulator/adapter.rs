@@ -1,7 +1,8 @@
 //! The adapter between the engine and the simulated wires.
 
 use super::{
-    wire::{Answer, Message, down},
+    message::{Answer, Message},
+    wire::down,
     world::Shared,
 };
 use async_trait::async_trait;
@@ -149,6 +150,25 @@ impl Adapter for SimAdapter {
             Answer::Stopped(answer) => answer,
             _ => StopAnswer::Requested,
         })
+    }
+
+    async fn stops_landed(&self, robot: &RobotId) {
+        loop {
+            let changed = {
+                let mut world = self.world.lock();
+                if !world.goes_on(self.life) {
+                    None
+                } else if world.robot(robot).wire.stops_out == 0 {
+                    return;
+                } else {
+                    Some(world.robot(robot).wire.landed.clone())
+                }
+            };
+            match changed {
+                Some(changed) => changed.notified().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     async fn reconcile(&self, command: Arc<Command>) -> Result<Reconciled, SignalError> {

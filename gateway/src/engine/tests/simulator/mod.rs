@@ -9,6 +9,7 @@ mod end;
 mod faults;
 mod guard;
 mod judge;
+mod message;
 mod requests;
 mod robot;
 mod run;

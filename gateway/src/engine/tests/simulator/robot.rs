@@ -1,7 +1,8 @@
 //! Robots that really execute what reaches them, each with habits of its own.
 
 use super::{
-    wire::{Answer, Message, Wire},
+    message::{Answer, Message},
+    wire::Wire,
     world::World,
 };
 use fastrand::Rng;
@@ -240,6 +241,10 @@ impl World {
 
     fn take_stop(&mut self, id: &RobotId, command: &Arc<Command>, sent: u64) -> Answer {
         self.book.stop_reached(id, sent);
+        let at = self.robot(id).at();
+        if let Some(later) = at.filter(|e| e.sent > sent).map(|e| e.mission.clone()) {
+            self.broken(format_args!("a stop of before {later} ends it"));
+        }
         if self.chance(2) {
             let robot = self.robot(id);
             if let Some(n) = robot.running {

@@ -2,10 +2,13 @@
 //! and keep their order on one connection; a connection that breaks leaves what had begun to leave
 //! in the open: it may arrive all the same.
 
-use super::world::World;
+use super::{
+    message::{Answer, Message},
+    world::World,
+};
 use portarium_protocols::{
-    adapter::{Link, Report, Speaker, StopAnswer, Update},
-    ids::{MissionId, RobotId},
+    adapter::{Link, Report, Speaker, Update},
+    ids::RobotId,
     mission::Command,
 };
 use std::{
@@ -15,59 +18,9 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc::error::TrySendError, oneshot},
+    sync::{Notify, mpsc::error::TrySendError, oneshot},
     time::Instant,
 };
-
-#[derive(Clone)]
-pub(super) enum Message {
-    Mission {
-        command: Arc<Command>,
-        sent: u64,
-        expires: Instant,
-    },
-    Cancel {
-        mission: MissionId,
-        sent: u64,
-    },
-    Stop {
-        command: Arc<Command>,
-        sent: u64,
-    },
-    Question {
-        mission: MissionId,
-    },
-}
-
-impl fmt::Display for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Mission { command, .. } => write!(f, "mission {}", command.mission_id),
-            Self::Cancel { mission, .. } => write!(f, "cancel of {mission}"),
-            Self::Stop { command, .. } => {
-                write!(f, "{} {}", command.action_type.as_str(), command.mission_id)
-            }
-            Self::Question { mission } => write!(f, "question about {mission}"),
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum Answer {
-    /// Not a byte of it left.
-    NotSent,
-    /// It left, and what became of it is not known.
-    Lost,
-    /// Delivered, perhaps only to a broker.
-    Taken,
-    Accepted,
-    Rejected(String),
-    Refused(String),
-    Stopped(StopAnswer),
-    Known(Report),
-    NotKnown,
-    CannotAsk,
-}
 
 /// A message on its way.
 struct Flight {
@@ -90,6 +43,9 @@ pub(super) struct Wire {
     told: bool,
     interrupted: bool,
     pub(super) handing_over: u32,
+    /// Copies of stops that may still arrive, also by connections that are broken.
+    pub(super) stops_out: u32,
+    pub(super) landed: Arc<Notify>,
 }
 
 impl Wire {
@@ -107,11 +63,21 @@ impl Wire {
             told: true,
             interrupted: false,
             handing_over: 0,
+            stops_out: 0,
+            landed: Arc::default(),
         }
     }
 
     pub(super) fn is_quiet(&self) -> bool {
         self.flights.is_empty()
+    }
+
+    /// A message is where it was to go, or cannot get there any more.
+    fn is_over(&mut self, message: &Message) {
+        if message.is_stop() {
+            self.stops_out -= 1;
+            self.landed.notify_waiters();
+        }
     }
 }
 
@@ -127,6 +93,7 @@ impl World {
             due = due.max(wire.last_due + Duration::from_millis(1));
             wire.last_due = due;
         }
+        wire.stops_out += u32::from(message.is_stop());
         wire.flights.push_back(Flight {
             number,
             call,
@@ -153,9 +120,9 @@ impl World {
     }
 
     fn arrive(&mut self, id: &RobotId, epoch: u64, call: u64, message: &Message) {
-        let Some(answer) = self.land(id, message) else {
-            return;
-        };
+        let answer = self.land(id, message);
+        self.robot(id).wire.is_over(message);
+        let Some(answer) = answer else { return };
         let (id, delay) = (id.clone(), self.delay());
         self.later(delay, move |world| {
             let wire = &mut world.robot(&id).wire;
@@ -226,14 +193,24 @@ impl World {
         let arrives = self.random.usize(0..=flights.len());
         let leaves = self.random.usize(arrives..=flights.len());
         let unsent: Vec<u64> = flights.iter().skip(leaves).map(|f| f.call).collect();
+        // What a gateway that dies leaves of its stops is known to no other, where no broker ends
+        // its connections.
+        let at_once = flights
+            .iter()
+            .take(arrives)
+            .rposition(|f| f.message.is_stop());
+        let at_once = at_once.filter(|_| !self.lives() && self.robots[id].answers);
         let mut delay = Duration::ZERO;
-        for flight in flights.into_iter().take(arrives) {
-            delay += self.millis(1..700);
-            let id = id.clone();
-            self.later(delay, move |world| {
-                world.happens(format_args!("what was on a broken connection arrives"));
-                world.land(&id, &flight.message);
-            });
+        for (n, flight) in flights.into_iter().enumerate() {
+            if n >= arrives {
+                self.robot(id).wire.is_over(&flight.message);
+            } else if at_once.is_some_and(|last| n <= last) {
+                self.lands_late(id, &flight.message);
+            } else {
+                delay += self.millis(1..700);
+                let id = id.clone();
+                self.later(delay, move |world| world.lands_late(&id, &flight.message));
+            }
         }
         for (call, waits) in calls {
             let answer = match unsent.contains(&call) {
@@ -243,6 +220,12 @@ impl World {
             let _ = waits.send(answer);
         }
         self.tell_soon(id);
+    }
+
+    fn lands_late(&mut self, id: &RobotId, message: &Message) {
+        self.happens(format_args!("what was on a broken connection arrives"));
+        self.land(id, message);
+        self.robot(id).wire.is_over(message);
     }
 
     /// The connection stands again.
