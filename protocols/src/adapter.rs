@@ -162,11 +162,22 @@ impl fmt::Display for Speaker {
     }
 }
 
+/// When a report was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// Just now.
+    Now,
+    /// At some time: what carries the robot's words has kept it, and tells it again and again.
+    Before,
+}
+
 /// A robot's word on a mission or a stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// Who said it.
     pub speaker: Speaker,
+    /// When.
+    pub said: Said,
     /// The mission, or the stop's own mission id.
     pub mission: MissionId,
     /// What it says. For stops: Executing is *accepted*, Succeeded is *stationary*.

@@ -240,6 +240,8 @@ async fn nothing_is_sent_to_a_robot_that_is_out_of_reach() {
         matches!(stopped, Err(SignalError::Unreachable { .. })),
         "{stopped:?}"
     );
+    let landed = gateway.adapter.stops_landed(&"r".parse().unwrap());
+    timeout(Duration::from_secs(1), landed).await.unwrap();
     let asked = gateway.adapter.reconcile(mission("m")).await;
     assert!(
         matches!(asked, Err(SignalError::Unreachable { .. })),
@@ -291,7 +293,10 @@ async fn a_stuck_dispatch_does_not_delay_a_stop_which_comes_once_more_behind_it(
         began.elapsed()
     );
     assert_eq!(dispatch.await.unwrap(), Ok(Handover::Accepted));
-    until("the second one arrives", || robot.count("stop s") == 2).await;
+    // That it has landed is known when the second one was answered as well.
+    let landed = gateway.adapter.stops_landed(&"r".parse().unwrap());
+    timeout(Duration::from_secs(10), landed).await.unwrap();
+    assert_eq!(robot.count("stop s"), 2);
     let calls = robot.calls();
     let at = |call: &str| calls.iter().position(|c| c == call).unwrap();
     let last_stop = calls.iter().rposition(|c| c == "stop s").unwrap();

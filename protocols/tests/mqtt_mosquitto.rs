@@ -6,7 +6,7 @@ mod support;
 
 use portarium_protocols::{
     adapter::{
-        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, SignalError, Speaker,
+        Adapter, Cancel, DispatchError, Handover, Link, Reconciled, Said, SignalError, Speaker,
         StopAnswer, Update,
     },
     ids::MissionId,
@@ -33,6 +33,7 @@ async fn a_mission_reaches_its_robot_and_its_statuses_come_back() {
     let first = gateway.next_report().await;
     assert_eq!(first.speaker, Speaker::Robot("r1".parse().unwrap()));
     assert_eq!(first.status, MissionStatus::Executing);
+    assert_eq!(first.said, Said::Now);
     let second = gateway.next_report().await;
     assert!(matches!(second.speaker, Speaker::OneOf(_)), "{second:?}");
     assert_eq!(second.status, MissionStatus::Succeeded);
@@ -199,7 +200,10 @@ async fn a_settled_missions_retained_status_is_cleared_and_an_open_ones_is_found
     .await;
     assert!(broker.retained().await[0].contains("open"));
     match gateway.adapter.reconcile(command("r1", "open")).await {
-        Ok(Reconciled::Known(report)) => assert_eq!(report.status, MissionStatus::Executing),
+        Ok(Reconciled::Known(report)) => {
+            assert_eq!(report.status, MissionStatus::Executing);
+            assert_eq!(report.said, Said::Before);
+        }
         other => panic!("{other:?}"),
     }
     let never_heard_of = gateway.adapter.reconcile(command("r1", "new")).await;

@@ -306,12 +306,8 @@ impl RobotState {
         } else {
             records.push(Record::Changed(open.mission.clone(), open.state.clone()));
         }
-        self.active = Some(Active {
-            id: id.clone(),
-            phase: Phase::Committing(commit),
-            cancel: CancelPhase::Idle,
-            word_by,
-        });
+        let phase = Phase::Committing(commit);
+        self.active = Some(Active::new(id.clone(), phase, CancelPhase::Idle, word_by));
     }
 }
 

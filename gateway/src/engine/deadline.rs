@@ -96,6 +96,7 @@ impl RobotState {
             .chain(stop)
             .chain(cancel)
             .chain(self.retry_at)
+            .chain(self.look_due())
             .fold(now + NEVER, Instant::min)
     }
 

@@ -24,6 +24,8 @@ pub(super) enum Done {
     Attempt(MissionId, Result<(), JournalError>),
     Dispatched(MissionId, Result<Handover, DispatchError>),
     Reconciled(MissionId, Result<Reconciled, SignalError>),
+    /// And how many words were heard of it before.
+    Looked(MissionId, u64, Result<Reconciled, SignalError>),
     Fence,
     /// No copy of a stop is on its way, up to that one.
     Landed(u64),
@@ -85,6 +87,7 @@ impl Inner {
             });
         }
         state.ask(&spec, calls);
+        state.look(now, &spec, calls);
         if !self.draining.is_cancelled() {
             state.next_attempt(&self.journal);
         }
@@ -106,6 +109,9 @@ impl Inner {
             Done::Dispatched(id, result) => state.handed_over(&id, result, &at, &mut records),
             Done::Reconciled(id, answer) => {
                 state.answered(&id, answer, &spec, &at, &mut records, calls);
+            }
+            Done::Looked(id, words, answer) => {
+                state.looked(&id, words, answer, &at, &mut records);
             }
         }
         if !records.is_empty() {

@@ -5,15 +5,19 @@ use super::{
     driver::{Calls, Done, RETRY},
     robot::{Phase, RobotState},
 };
-use crate::journal::Record;
+use crate::journal::{MissionState, Record};
 use futures::FutureExt as _;
 use portarium_protocols::{
-    adapter::{Adapter, Reconciled, SignalError},
+    adapter::{Adapter, Reconciled, Said, SignalError},
     ids::MissionId,
-    mission::Command,
+    mission::{Command, MissionStatus},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
+
+/// After so long without a word of it, the mission that a robot has is asked for though nothing seems
+/// to be wrong: a broker whose queue is full drops words, and all connections stand.
+const SILENCE: Duration = Duration::from_secs(120);
 
 impl RobotState {
     /// Asks the robot what became of a mission that it may have.
@@ -38,6 +42,66 @@ impl RobotState {
                 calls.push(
                     reconcile(adapter, active.id.clone(), open.mission.command.clone()).boxed(),
                 );
+            }
+        }
+    }
+
+    /// Asks for a mission of which nothing was heard for long.
+    pub(super) fn look(&mut self, now: Instant, spec: &RobotSpec, calls: &Calls) {
+        if self.look_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let (Some(active), Some(adapter)) = (&mut self.active, spec.adapter.clone()) else {
+            return;
+        };
+        let Some(open) = self.open.get(&active.id) else {
+            return;
+        };
+        self.reconciling = true;
+        let (id, words, command) = (
+            active.id.clone(),
+            active.words,
+            open.mission.command.clone(),
+        );
+        let look = async move { Done::Looked(id, words, adapter.reconcile(command).await) };
+        calls.push(look.boxed());
+    }
+
+    /// When the robot will have said nothing for too long of the mission that it has.
+    pub(super) fn look_due(&self) -> Option<Instant> {
+        let active = self.active.as_ref()?;
+        let open = self.open.get(&active.id)?;
+        let may_ask = self.link.is_ok() && self.reconciled && !self.reconciling;
+        (may_ask && matches!(active.phase, Phase::Sent) && !open.state.awaiting_confirmation).then(
+            || (active.silent_since + SILENCE).max(self.retry_at.unwrap_or(active.silent_since)),
+        )
+    }
+
+    /// Nothing was in doubt, so only what is new counts: an end, or what leads there and was not
+    /// overtaken by a word.
+    pub(super) fn looked(
+        &mut self,
+        id: &MissionId,
+        words: u64,
+        answer: Result<Reconciled, SignalError>,
+        at: &Arc<str>,
+        records: &mut Vec<Record>,
+    ) {
+        self.reconciling = false;
+        let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
+            return;
+        };
+        match answer {
+            Err(_) => self.retry_at = Some(Instant::now() + RETRY),
+            Ok(answer) => {
+                active.silent_since = Instant::now();
+                let overtaken = active.words != words;
+                if let Reconciled::Known(mut report) = answer
+                    && (report.status.is_terminal() || !overtaken)
+                {
+                    report.said = Said::Before;
+                    self.take_report(&report, at, records);
+                }
             }
         }
     }
@@ -75,6 +139,7 @@ impl RobotState {
         };
         let lost = matches!(active.phase, Phase::Lost);
         active.phase = Phase::Sent;
+        active.silent_since = Instant::now();
         match answer {
             Reconciled::Known(report) => {
                 self.take_report(&report, at, records);
@@ -100,6 +165,18 @@ impl RobotState {
             }
         }
     }
+}
+
+/// Whether a word that may be an old one tells what was not known.
+pub(super) fn says_more(known: &MissionState, status: MissionStatus) -> bool {
+    let stage = |status| match status {
+        MissionStatus::Pending => 0,
+        MissionStatus::Dispatched => 1,
+        MissionStatus::Executing => 2,
+        MissionStatus::WaitingPreemption => 3,
+        MissionStatus::Succeeded | MissionStatus::Failed | MissionStatus::Cancelled => 4,
+    };
+    !known.heard || stage(status) > stage(known.status)
 }
 
 async fn reconcile(adapter: Arc<dyn Adapter>, id: MissionId, command: Arc<Command>) -> Done {

@@ -125,12 +125,8 @@ impl RobotState {
                 } else {
                     Phase::Lost
                 };
-                self.active = Some(Active {
-                    id,
-                    phase,
-                    cancel,
-                    word_by: Instant::now() + within,
-                });
+                let word_by = Instant::now() + within;
+                self.active = Some(Active::new(id, phase, cancel, word_by));
             }
             ActionType::ExecuteAction if state.status == MissionStatus::Pending => {
                 self.queue.push_back(id);

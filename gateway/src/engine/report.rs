@@ -3,12 +3,13 @@
 use super::{
     Inner, Robot,
     index::Found,
+    question::says_more,
     robot::{Active, CancelPhase, Phase, RobotState, stamp},
     transition::{Change, Word},
 };
 use crate::journal::{Append, BACKLOG_LIMIT, Record};
 use portarium_protocols::{
-    adapter::{Disbelieved, Link, Report, Speaker, StopAnswer, Update},
+    adapter::{Disbelieved, Link, Report, Said, Speaker, StopAnswer, Update},
     ids::{MissionId, RobotId},
     mission::{ActionType, CompletionMode, MissionStatus},
 };
@@ -202,6 +203,14 @@ impl RobotState {
             self.disbelieve(report, "it is on a mission that was not sent");
             return Change::None;
         }
+        // Robots call theirs pending what they have and have not begun.
+        let status = match report.status {
+            MissionStatus::Pending => MissionStatus::Dispatched,
+            said => said,
+        };
+        if report.said == Said::Before && !says_more(&open.state, status) {
+            return Change::None;
+        }
         self.robot_has(id);
         let observed_at = if report.observed_at.is_empty() {
             at
@@ -213,11 +222,6 @@ impl RobotState {
             action_execution_id: &report.action_execution_id,
             observed_at,
             heard: true,
-        };
-        // Robots call theirs pending what they have and have not begun.
-        let status = match report.status {
-            MissionStatus::Pending => MissionStatus::Dispatched,
-            said => said,
         };
         self.take_word(status, id, &word, records)
     }
@@ -289,16 +293,18 @@ impl RobotState {
         {
             self.queue.remove(place);
             let word_by = Instant::now();
-            self.active = Some(Active {
-                id: id.clone(),
-                phase: Phase::Sent,
-                cancel: CancelPhase::Idle,
+            self.active = Some(Active::new(
+                id.clone(),
+                Phase::Sent,
+                CancelPhase::Idle,
                 word_by,
-            });
+            ));
         }
         let Some(active) = self.active.as_mut().filter(|a| &a.id == id) else {
             return;
         };
+        active.words += 1;
+        active.silent_since = Instant::now();
         if matches!(active.phase, Phase::Committing(_) | Phase::Lost) {
             active.phase = Phase::Sent;
         }

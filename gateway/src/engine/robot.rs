@@ -113,6 +113,22 @@ pub(super) struct Active {
     /// Until when its first word is awaited. Within `deliver_within` of the acceptance; a gateway
     /// that was away could not hear it, and gives the robot as long again.
     pub(super) word_by: Instant,
+    /// What was heard of it since, and since when there is nothing.
+    pub(super) words: u64,
+    pub(super) silent_since: Instant,
+}
+
+impl Active {
+    pub(super) fn new(id: MissionId, phase: Phase, cancel: CancelPhase, word_by: Instant) -> Self {
+        Self {
+            id,
+            phase,
+            cancel,
+            word_by,
+            words: 0,
+            silent_since: Instant::now(),
+        }
+    }
 }
 
 /// How far the hand-over is.

@@ -7,7 +7,7 @@ use super::{
     topic::{self, Heard},
 };
 use crate::{
-    adapter::{Disbelieved, Report, Speaker, Update, UpdateSender},
+    adapter::{Disbelieved, Report, Said, Speaker, Update, UpdateSender},
     ids::MissionId,
 };
 use rumqttc::v5::mqttbytes::v5::{Publish, SubscribeReasonCode};
@@ -137,6 +137,10 @@ impl Inbox {
         };
         Ok(Some(Report {
             speaker,
+            said: match publish.retain {
+                true => Said::Before,
+                false => Said::Now,
+            },
             mission,
             status: read.status,
             action_execution_id: read.action_execution_id,

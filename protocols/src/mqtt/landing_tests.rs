@@ -10,9 +10,7 @@ use crate::{
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::{
     QoS,
-    v5::{
-        ConnAck, ConnectReturnCode, Packet, PingResp, PubAck, SubAck, SubscribeReasonCode,
-    },
+    v5::{ConnAck, ConnectReturnCode, Packet, PingResp, PubAck, SubAck, SubscribeReasonCode},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{

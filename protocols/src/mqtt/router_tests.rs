@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::adapter::Said;
 use crate::mission::MissionStatus;
 use futures::FutureExt;
 
@@ -26,6 +27,7 @@ fn report(robot: Option<&str>, status: MissionStatus) -> Report {
             Some(robot) => Speaker::Robot(id(robot)),
             None => Speaker::OneOf(Arc::new([id("a")].into())),
         },
+        said: Said::Now,
         mission: "m".parse().unwrap(),
         status,
         action_execution_id: String::new(),

@@ -14,7 +14,7 @@ use portarium_identity::{Peer, SpiffeId, token::Thumbprint};
 use portarium_protocols::{
     adapter::{
         Adapter, Cancel, Disbelieved, DispatchError, Handover, Link, Reconciled, Report,
-        SignalError, Speaker, StopAnswer, Update,
+        Said, SignalError, Speaker, StopAnswer, Update,
     },
     grpc::pb::{self, DispatchStatus},
     ids::RobotId,
@@ -221,6 +221,7 @@ fn stop_of(n: u64) -> pb::DispatchMissionRequest {
 fn report(n: u64) -> Report {
     Report {
         speaker: Speaker::Robot(robot_id(n)),
+        said: Said::Now,
         mission: dispatch(n).mission_id.parse().unwrap(),
         status: MissionStatus::Executing,
         action_execution_id: format!("execution-{n}"),

@@ -2,7 +2,7 @@
 
 use crate::engine::RobotSpec;
 use portarium_protocols::{
-    adapter::{Report, Speaker},
+    adapter::{Report, Said, Speaker},
     mission::{ActionType, Command, CompletionMode, MissionStatus},
 };
 use std::time::Duration;
@@ -68,6 +68,7 @@ pub(super) fn stop(robot: &str, id: &str, action_type: ActionType) -> Command {
 pub(super) fn report(mission: &str, status: MissionStatus) -> Report {
     Report {
         speaker: Speaker::Robot("r".parse().unwrap()),
+        said: Said::Now,
         mission: mission.parse().unwrap(),
         status,
         action_execution_id: String::new(),

@@ -11,6 +11,7 @@ mod make;
 mod recovery;
 mod registry;
 mod reports;
+mod silence;
 mod simulator;
 mod stops;
 mod stops_again;

@@ -2,7 +2,8 @@
 
 use crate::{
     adapter::{
-        Disbelieved, DispatchError, Handover, Reconciled, Report, SignalError, Speaker, StopAnswer,
+        Disbelieved, DispatchError, Handover, Reconciled, Report, Said, SignalError, Speaker,
+        StopAnswer,
     },
     grpc::{ChannelError, Down, channel::with_sources, convert::printable, pb},
     ids::{MissionId, RobotId},
@@ -189,6 +190,7 @@ fn report_of_status(
 ) -> Option<Report> {
     Some(Report {
         speaker: Speaker::Robot(robot.clone()),
+        said: Said::Now,
         mission: mission.clone(),
         status: answer.status.parse().ok()?,
         action_execution_id: printable(&answer.action_execution_id, MAX_EXECUTION_ID),
@@ -221,6 +223,7 @@ pub(super) fn report_of_update(
     };
     Ok(Some(Report {
         speaker,
+        said: Said::Now,
         mission,
         status,
         action_execution_id: printable(&update.action_execution_id, MAX_EXECUTION_ID),

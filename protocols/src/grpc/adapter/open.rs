@@ -150,7 +150,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::{
-        adapter::Speaker,
+        adapter::{Said, Speaker},
         grpc::{convert, pb},
     };
 
@@ -173,6 +173,7 @@ mod tests {
     fn report(id: &str, status: MissionStatus) -> Report {
         Report {
             speaker: Speaker::Robot("r".parse().unwrap()),
+            said: Said::Now,
             mission: id.parse().unwrap(),
             status,
             action_execution_id: String::new(),

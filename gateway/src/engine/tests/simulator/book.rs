@@ -6,6 +6,7 @@ use crate::{
     journal::{MissionState, Update},
 };
 use portarium_protocols::{
+    adapter::{Report, Said},
     ids::{MissionId, RobotId},
     mission::{ActionType, Command},
 };
@@ -44,6 +45,8 @@ pub(super) struct Entry {
     /// When it was last given to the adapter, and whether the robot was heard of it ever.
     pub(super) sent_at: Option<Instant>,
     spoken: bool,
+    /// When something new was last heard of it.
+    pub(super) heard_at: Option<Instant>,
     /// How often it left, as far as can be known.
     pub(super) sends: u32,
     /// The robot was asked since it was sent.
@@ -51,6 +54,7 @@ pub(super) struct Entry {
     /// A cancel that is to reach the robot.
     pub(super) cancel_due: Option<(u64, Instant)>,
     pub(super) cancel_reached: u64,
+    pub(super) cancelled_at: Option<Instant>,
     pub(super) told: Option<Told>,
 }
 
@@ -163,7 +167,19 @@ impl Book {
     pub(super) fn cancel_reached(&mut self, mission: &MissionId, sent: u64) {
         if let Some(entry) = self.entries.get_mut(mission) {
             entry.cancel_reached = entry.cancel_reached.max(sent);
+            entry.cancelled_at = Some(Instant::now());
             entry.cancel_due = entry.cancel_due.filter(|(seq, _)| *seq > sent);
+        }
+    }
+
+    pub(super) fn heard(&mut self, report: &Report) {
+        if let Some(entry) = self.entries.get_mut(&report.mission) {
+            // What is kept comes again and again.
+            let status = entry.told.as_ref().map(|told| told.state.status);
+            if report.said == Said::Now || !entry.spoken || status != Some(report.status) {
+                entry.heard_at = Some(Instant::now());
+            }
+            entry.spoken = true;
         }
     }
 
@@ -209,10 +225,12 @@ impl World {
             in_hand: false,
             sent_at: None,
             spoken: false,
+            heard_at: None,
             sends: 0,
             asked_since: false,
             cancel_due: None,
             cancel_reached: 0,
+            cancelled_at: None,
             told: None,
         };
         let entries = &mut self.book.entries;

@@ -2,7 +2,7 @@
 
 use super::{disk::Mood, run::Run, world::World};
 use portarium_protocols::{
-    adapter::{Report, Speaker},
+    adapter::{Report, Said, Speaker},
     ids::MissionId,
     mission::MissionStatus,
 };
@@ -93,6 +93,7 @@ impl Run {
         }
         world.strange_word(Report {
             speaker: Speaker::Robot(robot),
+            said: Said::Now,
             mission,
             status,
             action_execution_id: "x".into(),

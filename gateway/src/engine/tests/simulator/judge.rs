@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 /// What must have happened within this time, while nothing stood in its way.
 const SOON: Duration = Duration::from_secs(20);
+/// When a word that a broker dropped is asked for.
+const SILENCE: Duration = Duration::from_secs(120);
 /// As the robots are configured.
 const DELIVER_WITHIN: Duration = Duration::from_secs(60);
 
@@ -112,6 +114,7 @@ impl World {
                 self.stop_overdue(&id),
                 self.word_overdue(&id),
                 self.silence_overdue(&id),
+                self.cancelled_in_vain(&id),
                 self.moves_on(&id),
             ];
             for overdue in overdue.into_iter().flatten() {
@@ -165,14 +168,21 @@ impl World {
             return None;
         }
         let since = since.max(self.disk.well_since);
-        let due = |at: Instant| at.max(since) + SOON < Instant::now();
+        let due = |mission: &MissionId, at: Instant| {
+            let dropped = robot.dropped.contains(mission);
+            let patience = if dropped { SILENCE + SOON } else { SOON };
+            at.max(since) + patience < Instant::now()
+        };
         let unheard = self.book.entries.iter().find(|(mission, e)| {
             let told = e.told.as_ref().map(|told| &told.state);
             e.command.robot_id == *id
                 && e.sends > 0
                 && e.is_open()
                 && told.is_some_and(|s| !s.outcome_unknown && !s.awaiting_confirmation)
-                && robot.ends.get(*mission).is_some_and(|(_, at)| due(*at))
+                && robot
+                    .ends
+                    .get(*mission)
+                    .is_some_and(|(_, at)| due(mission, *at))
         });
         let (mission, _) = unheard?;
         Some(format!("{id} has ended {mission}, and nobody asked it"))
@@ -191,6 +201,33 @@ impl World {
         });
         let (mission, _) = alone?;
         Some(format!("{id} says nothing of {mission}, and nobody minds"))
+    }
+
+    /// A mission whose cancel was delivered, and of which nothing new is heard, is of unknown outcome.
+    fn cancelled_in_vain(&self, id: &RobotId) -> Option<String> {
+        let (since, robot) = (
+            self.in_touch(id)?.max(self.disk.well_since),
+            &self.robots[id],
+        );
+        // One that answers may have refused.
+        if robot.answers || *self.disk.mood.borrow() != Mood::Well {
+            return None;
+        }
+        let due = |at: Instant| at.max(since) + DELIVER_WITHIN + SOON < Instant::now();
+        let in_vain = self.book.entries.iter().find(|(_, e)| {
+            let told = e.told.as_ref().map(|told| &told.state);
+            e.command.robot_id == *id
+                && e.sends > 0
+                && e.is_open()
+                && e.cancel_due.is_none()
+                && told.is_some_and(|s| {
+                    s.cancel_requested && !s.outcome_unknown && !s.awaiting_confirmation
+                })
+                && e.cancelled_at
+                    .is_some_and(|at| due(e.heard_at.map_or(at, |h| h.max(at))))
+        });
+        let (mission, _) = in_vain?;
+        Some(format!("{mission} was cancelled in vain, and nobody minds"))
     }
 
     /// What a watcher hears who goes on from somewhere, and one who asks for one mission.

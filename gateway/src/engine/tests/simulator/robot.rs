@@ -7,7 +7,7 @@ use super::{
 };
 use fastrand::Rng;
 use portarium_protocols::{
-    adapter::{Report, Speaker, StopAnswer},
+    adapter::{Report, Said, Speaker, StopAnswer},
     ids::{MissionId, RobotId},
     mission::{Command, MissionStatus},
 };
@@ -52,6 +52,8 @@ pub(super) struct Robot {
     keys: BTreeMap<String, MissionId>,
     known: BTreeMap<MissionId, (MissionStatus, bool)>,
     pub(super) retained: BTreeMap<MissionId, Report>,
+    /// Missions of which the broker has dropped a word: its queue was full.
+    pub(super) dropped: BTreeSet<MissionId>,
     unsaid: BTreeSet<MissionId>,
     mail: Vec<(Message, Option<Instant>)>,
 }
@@ -75,6 +77,7 @@ impl Robot {
             keys: BTreeMap::new(),
             known: BTreeMap::new(),
             retained: BTreeMap::new(),
+            dropped: BTreeSet::new(),
             unsaid: BTreeSet::new(),
             mail: Vec::new(),
         }
@@ -348,7 +351,17 @@ impl World {
         }
         let report = word(id, mission, status);
         if robot.retains && !robot.answers {
-            robot.retained.insert(mission.clone(), report.clone());
+            let kept = Report {
+                said: Said::Before,
+                ..report.clone()
+            };
+            robot.retained.insert(mission.clone(), kept);
+            let is_mission = self.book.entries.contains_key(mission);
+            if is_mission && self.faults.words && self.chance(5) {
+                self.happens(format_args!("the broker drops {status} of {mission}"));
+                self.robot(id).dropped.insert(mission.clone());
+                return;
+            }
         }
         self.transmit(id, report);
     }
@@ -388,6 +401,7 @@ impl World {
 fn word(robot: &RobotId, mission: &MissionId, status: MissionStatus) -> Report {
     Report {
         speaker: Speaker::Robot(robot.clone()),
+        said: Said::Now,
         mission: mission.clone(),
         status,
         action_execution_id: String::new(),

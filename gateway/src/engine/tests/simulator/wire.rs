@@ -142,6 +142,9 @@ impl World {
             && !robot.answers
         {
             let kept = robot.retained.get(mission).cloned();
+            if let Some(kept) = &kept {
+                self.transmit(id, kept.clone());
+            }
             return Some(kept.map_or(Answer::CannotAsk, Answer::Known));
         }
         let expires = match message {
@@ -208,8 +211,12 @@ impl World {
                 self.lands_late(id, &flight.message);
             } else {
                 delay += self.millis(1..700);
+                let late = match flight.message.is_stop() && self.chance(30) {
+                    true => self.millis(0..8_000),
+                    false => Duration::ZERO,
+                };
                 let id = id.clone();
-                self.later(delay, move |world| world.lands_late(&id, &flight.message));
+                self.later(delay + late, move |world| world.lands_late(&id, &flight.message));
             }
         }
         for (call, waits) in calls {
@@ -317,7 +324,7 @@ impl World {
                 let robot = world.robot(&id);
                 let carried = robot.wire.up && robot.wire.epoch == epoch;
                 if carried && world.lives() {
-                    world.book.spoke(&report.mission);
+                    world.book.heard(&report);
                     let mut report = report;
                     // A shared topic does not tell who speaks.
                     if !world.robot(&id).answers && world.random.bool() {
