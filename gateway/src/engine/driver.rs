@@ -19,6 +19,10 @@ use tokio::time::{Instant, sleep_until};
 /// again, where the link's return does not say so earlier.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
+/// How often the pause before a mission that could not be sent is doubled: each attempt is two rows
+/// in the journal.
+const DOUBLED: u32 = 3;
+
 /// What a robot's driver waits for.
 pub(super) enum Done {
     Attempt(MissionId, Result<(), JournalError>),
@@ -279,7 +283,7 @@ impl RobotState {
         }
         active.phase = Phase::Sent;
         if result.is_ok() {
-            self.retry_at = None;
+            (self.retry_at, self.unsent) = (None, 0);
         }
         match result {
             Ok(Handover::Sent) => {}
@@ -326,7 +330,8 @@ impl RobotState {
         let detail: Option<Arc<str>> =
             (!reason.is_empty()).then(|| format!("not sent yet: {reason}").into());
         if detail.is_some() {
-            self.retry_at = Some(Instant::now() + RETRY);
+            self.retry_at = Some(Instant::now() + RETRY * 2_u32.pow(self.unsent));
+            self.unsent = DOUBLED.min(self.unsent + 1);
         }
         self.edit(id, records, |state| {
             state.attempt = Attempt::NotSent;

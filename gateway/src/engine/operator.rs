@@ -65,7 +65,8 @@ impl Engine {
             .await
     }
 
-    /// An operator's word on a mission of unknown outcome. Durable when it returns.
+    /// An operator's word on a mission of unknown outcome, or on a stop, which may wait for ever for a
+    /// robot that never returns, and would keep it in the configuration. Durable when it returns.
     ///
     /// # Errors
     /// Where the outcome is not unknown, or `as_status` is no end.
@@ -85,7 +86,8 @@ impl Engine {
         self.inner
             .say(&robot, |state, at, records| {
                 let open = state.open.get(id).ok_or_else(|| has_ended(id))?;
-                if !open.state.outcome_unknown {
+                let is_stop = open.mission.command.action_type.is_stop();
+                if !open.state.outcome_unknown && !is_stop {
                     return Err(OperatorError::State(format!(
                         "mission {id} is {} and its outcome is not unknown",
                         open.state.status

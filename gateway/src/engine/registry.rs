@@ -44,7 +44,7 @@ pub enum RegistryError {
     Twice(RobotId),
     /// A robot went away or moved while it has a mission.
     #[error(
-        "robot {robot} cannot be removed or given another address or adapter while mission {mission} is open: hold it and let the mission end, or cancel it"
+        "robot {robot} cannot be removed or given another address or adapter while mission {mission} is open: hold it and let the mission end, or cancel it; a stop that never reached it ends by `mission resolve`"
     )]
     Busy {
         /// The robot.

@@ -160,7 +160,7 @@ impl RobotState {
     fn returned(&mut self) {
         self.link = Ok(());
         self.reconciled = self.active.is_none();
-        self.retry_at = None;
+        (self.retry_at, self.unsent) = (None, 0);
         self.stop.retry_at = None;
         self.unanswered.end();
         self.stop.repeat_unheard();

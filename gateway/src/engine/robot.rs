@@ -75,6 +75,8 @@ pub(super) struct RobotState {
     pub(super) row_behind: bool,
     /// After a failed hand-over or question: not tried again before then.
     pub(super) retry_at: Option<Instant>,
+    /// How often in a row a mission could not be sent, as far as that counts.
+    pub(super) unsent: u32,
     /// Its missions stay in the dark, or a cancel does not get through.
     pub(super) unanswered: Complaint,
     /// All that has not ended, stops included.
@@ -223,6 +225,7 @@ impl RobotState {
             dispatching: false,
             row_behind: false,
             retry_at: None,
+            unsent: 0,
             unanswered: Complaint::default(),
             open: BTreeMap::new(),
             queue: VecDeque::new(),

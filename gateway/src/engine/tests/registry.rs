@@ -124,6 +124,40 @@ async fn an_operator_ends_the_missions_of_a_robot_that_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_that_never_reached_a_robot_that_is_gone_ends_by_an_operator_and_is_kept_for_its_name()
+ {
+    for crash in [false, true] {
+        let mut sim = Sim::new().await;
+        sim.link("r", false).await;
+        sim.stop("s1").await;
+        sim.specs = vec![spec("q")];
+        assert!(matches!(
+            sim.reload().await,
+            Err(RegistryError::Busy { .. })
+        ));
+        if crash {
+            sim.crash().await;
+        }
+        let id = "s1".parse().unwrap();
+        sim.engine()
+            .resolve(&id, MissionStatus::Failed, "scrapped")
+            .await
+            .unwrap();
+        sim.reload().await.unwrap();
+        assert!(sim.engine().robot(&r()).is_none());
+        assert_eq!(sim.status("s1").await, "Failed");
+        // Whoever bears its name is stopped first.
+        let before = sim.robots.stopped("r").len();
+        sim.robots.set_down("r", false);
+        sim.specs.push(spec("r"));
+        sim.reload().await.unwrap();
+        assert_eq!(sim.robots.stopped("r").len(), before + 1, "crash: {crash}");
+        sim.dispatch("m1").await.unwrap();
+        assert_eq!(sim.robots.dispatched("r"), ["m1"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn robots_that_are_gone_leave_no_task_behind() {
     let mut sim = Sim::new().await;
     let before = sim.tasks();

@@ -199,30 +199,44 @@ fn report_of_status(
     })
 }
 
-/// `None` where it is of unknown outcome or of another robot behind the same server.
+/// What is wrong with the answer to a question about a mission, if anything is.
+pub(super) fn nonsense(
+    robot: &RobotId,
+    mission: &MissionId,
+    answer: &pb::GetMissionStatusResponse,
+) -> Option<Disbelieved> {
+    let understood = answer.outcome_unknown || report_of_status(robot, mission, answer).is_some();
+    let reason = "an answer that names a state that the contract does not have";
+    (!understood).then(|| disbelieved(robot, Some(mission.clone()), reason))
+}
+
+/// `None` where it is of unknown outcome, or of another robot that is known to be behind the same
+/// server.
 pub(super) fn report_of_update(
     robot: &RobotId,
+    shares_server: impl FnOnce(&str) -> bool,
     update: &pb::MissionUpdate,
 ) -> Result<Option<Report>, Disbelieved> {
-    let own = update.robot_id.is_empty() || update.robot_id == robot.as_str();
-    if !own || update.outcome_unknown {
+    let disbelieved = |mission, reason| Err(disbelieved(robot, mission, reason));
+    let mission = update.mission_id.parse::<MissionId>();
+    if !update.robot_id.is_empty() && update.robot_id != robot.as_str() {
+        return match shares_server(&update.robot_id) {
+            true => Ok(None),
+            false => disbelieved(mission.ok(), "an update in the name of another robot"),
+        };
+    }
+    if update.outcome_unknown {
         return Ok(None);
     }
-    let speaker = Speaker::Robot(robot.clone());
-    let disbelieved = |mission, reason| Disbelieved {
-        speaker: speaker.clone(),
-        mission,
-        reason,
-    };
-    let Ok(mission) = update.mission_id.parse::<MissionId>() else {
-        return Err(disbelieved(None, "an update that names no mission"));
+    let Ok(mission) = mission else {
+        return disbelieved(None, "an update that names no mission");
     };
     let Ok(status) = update.status.parse() else {
         let reason = "an update that names a state that the contract does not have";
-        return Err(disbelieved(Some(mission), reason));
+        return disbelieved(Some(mission), reason);
     };
     Ok(Some(Report {
-        speaker,
+        speaker: Speaker::Robot(robot.clone()),
         said: Said::Now,
         mission,
         status,
@@ -230,6 +244,14 @@ pub(super) fn report_of_update(
         observed_at: printable(&update.observed_at, MAX_TIME),
         detail: printable(&update.detail, MAX_DETAIL),
     }))
+}
+
+fn disbelieved(robot: &RobotId, mission: Option<MissionId>, reason: &'static str) -> Disbelieved {
+    Disbelieved {
+        speaker: Speaker::Robot(robot.clone()),
+        mission,
+        reason,
+    }
 }
 
 impl From<Down> for SignalError {
@@ -377,7 +399,8 @@ mod tests {
             observed_at: "t".repeat(1000),
             ..Default::default()
         };
-        let report = report_of_update(&robot, &update).unwrap().unwrap();
+        let of = |update| report_of_update(&robot, |id| id == "r-2", update);
+        let report = of(&update).unwrap().unwrap();
         assert_eq!(report.speaker, Speaker::Robot(robot.clone()));
         assert!(report.detail.len() <= MAX_DETAIL && !report.detail.contains('\u{1b}'));
         assert_eq!(report.action_execution_id, "e".repeat(MAX_EXECUTION_ID));
@@ -386,8 +409,15 @@ mod tests {
             robot_id: "r-2".into(),
             ..update.clone()
         };
-        assert_eq!(report_of_update(&robot, &of_another), Ok(None));
+        assert_eq!(of(&of_another), Ok(None));
         for (wrong, mission) in [
+            (
+                pb::MissionUpdate {
+                    robot_id: "r-3".into(),
+                    ..update.clone()
+                },
+                Some(&report.mission),
+            ),
             (
                 pb::MissionUpdate {
                     status: "dancing".into(),
@@ -403,7 +433,7 @@ mod tests {
                 None,
             ),
         ] {
-            let told = report_of_update(&robot, &wrong).unwrap_err();
+            let told = of(&wrong).unwrap_err();
             assert_eq!(told.speaker, Speaker::Robot(robot.clone()));
             assert_eq!(told.mission.as_ref(), mission);
         }

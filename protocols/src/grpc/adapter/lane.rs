@@ -168,7 +168,7 @@ async fn duplicate(
     channel: Channel,
 ) -> Result<Handover, DispatchError> {
     let what = "the robot calls it a duplicate";
-    match ask(&shared.robot, &command.mission_id, channel).await {
+    match ask(shared, &command.mission_id, channel).await {
         Ok(Reconciled::Known(_)) => Ok(Handover::Accepted),
         Ok(Reconciled::NotKnown) => Err(DispatchError::Rejected {
             reason: format!("{what} of another mission"),

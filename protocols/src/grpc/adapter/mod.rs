@@ -134,6 +134,7 @@ impl GrpcAdapter {
             &self.stop_lane.runtime,
             open.unwrap_or_default(),
             updates,
+            Arc::downgrade(&self.robots),
         ))
     }
 

@@ -128,7 +128,8 @@ async fn keep_watch(shared: &Shared, channel: &Channel, watch: &Watch) {
 }
 
 async fn take_update(shared: &Shared, watch: &Watch, update: &pb::MissionUpdate) {
-    match answers::report_of_update(&shared.robot, update) {
+    let shares_server = |id: &str| shared.neighbours.have(id);
+    match answers::report_of_update(&shared.robot, shares_server, update) {
         Ok(Some(report)) => tell_report(shared, report).await,
         Ok(None) => {}
         Err(disbelieved) => tell(shared, Update::Disbelieved(disbelieved)).await,
@@ -171,7 +172,7 @@ async fn ask_all(shared: &Shared, channel: &Channel) {
 async fn question(shared: &Shared, channel: &Channel, mission: &MissionId) {
     shared.open.asked(mission);
     let before = shared.open.last(mission);
-    let answer = ask(&shared.robot, mission, channel.clone()).await;
+    let answer = ask(shared, mission, channel.clone()).await;
     let overtaken = shared.open.last(mission) != before;
     if let Ok(Reconciled::Known(report)) = answer
         && !overtaken

@@ -1,18 +1,19 @@
 //! One robot's two connections.
 
 use super::{
-    GrpcRobot, answers,
+    GrpcRobot, Robots, answers,
     lane::{DISPATCH_LIMIT, Lane, MAX_WAITING, Order},
     open::OpenMissions,
     reports,
 };
 use crate::{
     adapter::{
-        Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, UpdateSender,
+        Cancel, DispatchError, Handover, Link, Reconciled, SignalError, StopAnswer, Update,
+        UpdateSender,
     },
     copies::{Copies, OnItsWay, RETRANSMITTED_FOR},
     grpc::{
-        Channel, Connection, Credential,
+        Channel, Connection, Credential, Target,
         convert::dispatch_request,
         pb::{self, mission_service_client::MissionServiceClient},
     },
@@ -20,7 +21,13 @@ use crate::{
     mission::Command,
 };
 use portarium_identity::{ClientTls, JwtSvids};
-use std::{convert::Infallible, future::Future, io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -55,6 +62,25 @@ pub(super) struct Shared {
     pub(super) jwt: Option<Arc<JwtSvids>>,
     pub(super) open: Arc<OpenMissions>,
     pub(super) updates: UpdateSender,
+    pub(super) neighbours: Neighbours,
+}
+
+/// The robots that are configured behind the same server.
+pub(super) struct Neighbours {
+    pub(super) robots: Weak<Robots>,
+    pub(super) target: Target,
+}
+
+impl Neighbours {
+    pub(super) fn have(&self, id: &str) -> bool {
+        let robots = self.robots.upgrade();
+        let links = robots.map(|robots| robots.load_full());
+        links.is_some_and(|links| {
+            links
+                .get(id)
+                .is_some_and(|l| l.config.target == self.target)
+        })
+    }
 }
 
 impl RobotLink {
@@ -65,6 +91,7 @@ impl RobotLink {
         stop_runtime: &Handle,
         open: Arc<OpenMissions>,
         updates: UpdateSender,
+        robots: Weak<Robots>,
     ) -> Self {
         let name = |lane| format!("{} {lane}", config.robot_id);
         let credential = jwt.clone().map(|jwt| jwt as Arc<dyn Credential>);
@@ -84,6 +111,10 @@ impl RobotLink {
             jwt: jwt.clone(),
             open,
             updates,
+            neighbours: Neighbours {
+                robots,
+                target: config.target.clone(),
+            },
         });
         Self {
             lane: Lane::start(shared.clone()),
@@ -169,7 +200,7 @@ impl RobotLink {
     pub(super) async fn reconcile(&self, command: &Command) -> Result<Reconciled, SignalError> {
         let channel = self.shared.command.channel()?;
         self.shared.open.add(command);
-        ask(&self.shared.robot, &command.mission_id, channel).await
+        ask(&self.shared, &command.mission_id, channel).await
     }
 
     /// Sends on the stop lane, or beside whatever is on the command connection while the lane is
@@ -318,7 +349,7 @@ async fn follow_stop(
 
 /// Asks the robot for a mission.
 pub(super) async fn ask(
-    robot: &RobotId,
+    shared: &Shared,
     mission: &MissionId,
     channel: Channel,
 ) -> Result<Reconciled, SignalError> {
@@ -329,7 +360,17 @@ pub(super) async fn ask(
     let mut client = client(channel);
     let call = client.get_mission_status(limited(request, SIGNAL_LIMIT));
     match timeout(SIGNAL_LIMIT, call).await {
-        Ok(answer) => answers::of_status(robot, mission, answer.map(tonic::Response::into_inner)),
+        Ok(answer) => {
+            let answer = answer.map(tonic::Response::into_inner);
+            let robot = &shared.robot;
+            if let Ok(answer) = &answer
+                && let Some(nonsense) = answers::nonsense(robot, mission, answer)
+            {
+                // What finds no place is not worth the wait of who asks.
+                let _ = shared.updates.try_send(Update::Disbelieved(nonsense));
+            }
+            answers::of_status(robot, mission, answer)
+        }
         Err(_) => Err(no_answer()),
     }
 }

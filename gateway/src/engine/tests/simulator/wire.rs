@@ -216,7 +216,9 @@ impl World {
                     false => Duration::ZERO,
                 };
                 let id = id.clone();
-                self.later(delay + late, move |world| world.lands_late(&id, &flight.message));
+                self.later(delay + late, move |world| {
+                    world.lands_late(&id, &flight.message)
+                });
             }
         }
         for (call, waits) in calls {
