@@ -287,6 +287,7 @@ mod tests {
         let live = open(&target, None, KEEPALIVE).await.unwrap();
         let end = ended(Some(&mut (live, Instant::now()))).await;
         let mut keeper = Keeper {
+            credential: None,
             target,
             tls: None,
             open: Arc::default(),

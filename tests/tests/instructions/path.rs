@@ -13,8 +13,8 @@ use portarium_gateway::{
 use portarium_identity::{Peer, SpiffeId, token::Thumbprint};
 use portarium_protocols::{
     adapter::{
-        Adapter, Cancel, Disbelieved, DispatchError, Handover, Link, Reconciled, Report,
-        Said, SignalError, Speaker, StopAnswer, Update,
+        Adapter, Cancel, Disbelieved, DispatchError, Handover, Link, Reconciled, Report, Said,
+        SignalError, Speaker, StopAnswer, Update,
     },
     grpc::pb::{self, DispatchStatus},
     ids::RobotId,
@@ -86,6 +86,7 @@ impl Path {
             engine.clone(),
             policy,
             audit.clone(),
+            None,
             None,
             Arc::new(Deaf),
             CancellationToken::new(),
@@ -283,6 +284,7 @@ impl Adapter for Obedient {
 struct Deaf;
 
 impl ServiceObserver for Deaf {
+    fn token_checked(&self, _: &'static str) {}
     fn dispatched(&self, _: DispatchStatus, _: Duration) {}
 }
 
