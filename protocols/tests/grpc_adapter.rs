@@ -240,7 +240,8 @@ async fn nothing_is_sent_to_a_robot_that_is_out_of_reach() {
         matches!(stopped, Err(SignalError::Unreachable { .. })),
         "{stopped:?}"
     );
-    let landed = gateway.adapter.stops_landed(&"r".parse().unwrap());
+    let id = "r".parse().unwrap();
+    let landed = gateway.adapter.stops_landed(&id);
     timeout(Duration::from_secs(1), landed).await.unwrap();
     let asked = gateway.adapter.reconcile(mission("m")).await;
     assert!(
@@ -294,7 +295,8 @@ async fn a_stuck_dispatch_does_not_delay_a_stop_which_comes_once_more_behind_it(
     );
     assert_eq!(dispatch.await.unwrap(), Ok(Handover::Accepted));
     // That it has landed is known when the second one was answered as well.
-    let landed = gateway.adapter.stops_landed(&"r".parse().unwrap());
+    let id = "r".parse().unwrap();
+    let landed = gateway.adapter.stops_landed(&id);
     timeout(Duration::from_secs(10), landed).await.unwrap();
     assert_eq!(robot.count("stop s"), 2);
     let calls = robot.calls();

@@ -47,15 +47,11 @@ impl InFlight {
         self.len() == 0
     }
 
-    /// Gives a publish its packet id; hands it back where the window is full.
-    pub(crate) fn begin(
-        &mut self,
-        message: Message,
-        begins: u64,
-        now: Instant,
-    ) -> Result<u16, Message> {
+    /// Gives a publish its packet id. None where the window is full: it is told that it was not sent.
+    pub(crate) fn begin(&mut self, message: Message, begins: u64, now: Instant) -> Option<u16> {
         let Some(id) = self.free.pop_front() else {
-            return Err(message);
+            message.resolve(Outcome::NotSent("the window is full".to_owned()));
+            return None;
         };
         self.entries[usize::from(id) - 1] = Some(Entry {
             outcome: message.outcome,
@@ -63,7 +59,7 @@ impl InFlight {
             begins,
             since: now,
         });
-        Ok(id)
+        Some(id)
     }
 
     /// Resolves the publish that a PUBACK names. False where it names none.
@@ -122,7 +118,7 @@ mod tests {
 
     fn publish(table: &mut InFlight, begins: u64) -> (u16, oneshot::Receiver<Outcome>) {
         let (message, outcome) = Message::for_tests();
-        let Ok(id) = table.begin(message, begins, Instant::now()) else {
+        let Some(id) = table.begin(message, begins, Instant::now()) else {
             panic!("the window is full");
         };
         (id, outcome)
@@ -177,7 +173,7 @@ mod tests {
         assert_ne!(first, second);
         let (_, _c) = publish(&mut table, 0);
         let (message, _d) = Message::for_tests();
-        assert!(table.begin(message, 0, Instant::now()).is_err());
+        assert!(table.begin(message, 0, Instant::now()).is_none());
     }
 
     #[test]

@@ -399,7 +399,7 @@ mod tests {
             observed_at: "t".repeat(1000),
             ..Default::default()
         };
-        let of = |update| report_of_update(&robot, |id| id == "r-2", update);
+        let of = |update: &_| report_of_update(&robot, |id| id == "r-2", update);
         let report = of(&update).unwrap().unwrap();
         assert_eq!(report.speaker, Speaker::Robot(robot.clone()));
         assert!(report.detail.len() <= MAX_DETAIL && !report.detail.contains('\u{1b}'));
