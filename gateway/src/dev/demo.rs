@@ -1,6 +1,9 @@
 //! `dev --demo`: the main job, shown while it happens, and judged.
 
-use super::stage::{GRPC_ROBOT, MQTT_ROBOT, Stage, hints};
+use super::{
+    stage::{GRPC_ROBOT, MQTT_ROBOT, Stage, hints},
+    tell,
+};
 use crate::supervisor::Addresses;
 use anyhow::{Context as _, bail};
 use portarium_identity::SvidManager;
@@ -73,7 +76,7 @@ pub(super) async fn perform(stage: &Stage, addresses: Addresses) -> anyhow::Resu
     rotations.abort();
     // It is to have let go of the connection before the gateway ends, which would be news to it.
     let _ = watch.await;
-    demo.judge(&rows?, generations)
+    Ok(demo.judge(&rows?, generations))
 }
 
 impl Demo {
@@ -135,25 +138,24 @@ impl Demo {
         ])
     }
 
-    fn judge(&self, rows: &[Row], rotations: u64) -> anyhow::Result<bool> {
-        println!("\n{:26}{:12}{:12}CAME TO", "MISSION", "ROBOT", "EXPECTED");
+    fn judge(&self, rows: &[Row], rotations: u64) -> bool {
+        tell(format_args!(
+            "\n{:26}{:12}{:12}CAME TO",
+            "MISSION", "ROBOT", "EXPECTED"
+        ));
         for row in rows {
-            println!(
+            tell(format_args!(
                 "{:26}{:12}{:12}{}",
                 row.mission, row.robot, row.expected, row.came_to
-            );
+            ));
         }
-        println!(
+        tell(format_args!(
             "\n{rotations} SVID rotations meanwhile, no failed call, {:.0} s",
             self.started.elapsed().as_secs_f64()
-        );
-        let as_expected = rows.iter().all(|row| row.came_to == row.expected);
-        if !as_expected {
-            println!("not all ended as they should");
-        } else if rotations < 2 {
-            println!("the SVIDs did not rotate as they should");
-        }
-        Ok(as_expected && rotations >= 2)
+        ));
+        let wrong = wrong(rows, rotations);
+        wrong.iter().for_each(tell);
+        wrong.is_none()
     }
 
     async fn dispatch(&self, mission: &str, robot: &str, seconds: &str) -> anyhow::Result<()> {
@@ -219,8 +221,22 @@ impl Demo {
     }
 }
 
+/// What is not as it should be.
+fn wrong(rows: &[Row], rotations: u64) -> Option<&'static str> {
+    if rows.iter().any(|row| row.came_to != row.expected) {
+        Some("not all ended as they should")
+    } else if rotations < 2 {
+        Some("the SVIDs did not rotate as they should")
+    } else {
+        None
+    }
+}
+
 fn say(started: Instant, text: &str) {
-    println!("{:6.2} s  {text}", started.elapsed().as_secs_f64());
+    tell(format_args!(
+        "{:6.2} s  {text}",
+        started.elapsed().as_secs_f64()
+    ));
 }
 
 fn stop(mission: &str, robot: &str) -> pb::DispatchMissionRequest {
@@ -275,6 +291,26 @@ async fn tell_rotations(identity: SvidManager, started: Instant) {
                     &snapshot.serial[..8.min(snapshot.serial.len())]
                 ),
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_is_well_only_if_all_ended_as_expected_and_the_svids_rotated() {
+        let row = |came_to: &str| Row {
+            mission: "m".into(),
+            robot: MQTT_ROBOT,
+            expected: "Cancelled",
+            came_to: came_to.into(),
+        };
+        assert_eq!(wrong(&[row("Cancelled")], 2), None);
+        assert!(wrong(&[row("Cancelled")], 1).is_some());
+        for other in ["Succeeded", "Executing", "unknown"] {
+            assert!(wrong(&[row("Cancelled"), row(other)], 2).is_some());
         }
     }
 }

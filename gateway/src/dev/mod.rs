@@ -14,16 +14,21 @@ pub use stage::{Stage, StageError, StageOptions, hints};
 
 use crate::{
     config::{ConfigError, Place},
-    supervisor::Orders,
+    supervisor::{Orders, Reload},
 };
 use anyhow::{Context as _, bail};
 use std::{
+    fmt,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-/// The journal's name in the state folder.
+/// The journal's name in the state folder, ...
 const JOURNAL: &str = "journal.sqlite";
+
+/// ... and the configuration's.
+const CONFIG: &str = "gateway.toml";
 
 /// SVIDs of `dev` live as long as SPIRE's.
 const TTL: Duration = Duration::from_secs(3600);
@@ -80,19 +85,25 @@ fn begins_anew(dir: &Path) -> anyhow::Result<()> {
 }
 
 async fn perform(dir: &Path, demo: bool) -> anyhow::Result<bool> {
-    let orders = Orders::default();
+    let orders = Orders {
+        reload: Some(Reload {
+            file: dir.join(CONFIG),
+            wanted: std::sync::Arc::default(),
+        }),
+        ..Orders::default()
+    };
+    // First of all: a Ctrl-C that comes before would leave the temporary folder behind.
+    crate::supervisor::heed_signals(&orders)?;
     let stage = Stage::start(StageOptions {
         dir: dir.to_path_buf(),
         svid_ttl: if demo { DEMO_TTL } else { TTL },
         // The demo shall run beside a gateway that has the usual ports.
         usual_ports: !demo,
-    })
-    .await?;
-    let orders = Orders {
-        reload: Some(stage.reload()),
-        ..orders
+    });
+    let stage = tokio::select! {
+        stage = stage => stage?,
+        () = orders.stop.cancelled() => return Ok(!demo),
     };
-    crate::supervisor::heed_signals(&orders)?;
     let gateway = stage.gateway().map_err(with_advice)?;
     let addresses = gateway.addresses()?;
     let mut serving = tokio::spawn(gateway.serve(orders.clone()));
@@ -137,7 +148,13 @@ async fn act(
         };
     }
     stage.ready(addresses).await?;
-    println!("{}", stage.banner(addresses));
+    tell(stage.banner(addresses));
     orders.stop.cancelled().await;
     Ok(true)
+}
+
+/// A line on standard output. That nobody reads it any longer ends neither what is served nor the
+/// demo, whose verdict is its exit code.
+fn tell(text: impl fmt::Display) {
+    let _ = writeln!(io::stdout(), "{text}");
 }

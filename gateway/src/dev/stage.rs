@@ -1,7 +1,7 @@
 //! What `dev` sets up around the gateway.
 
 use super::{
-    JOURNAL,
+    CONFIG, JOURNAL,
     broker::{self, Access, AclRule, Broker, client_id_prefix},
     robot::{
         ExecutionLog, RobotConfig, WhenBusy,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    supervisor::{Addresses, Gateway, Reload},
+    supervisor::{Addresses, Gateway},
 };
 use anyhow::Context as _;
 use portarium_identity::{
@@ -169,14 +169,7 @@ impl Stage {
     }
 
     fn config_file(&self) -> PathBuf {
-        self.options.dir.join("gateway.toml")
-    }
-
-    pub(super) fn reload(&self) -> Reload {
-        Reload {
-            file: self.config_file(),
-            wanted: std::sync::Arc::default(),
-        }
+        self.options.dir.join(CONFIG)
     }
 
     /// The shipped gateway, on a configuration that is written into the folder.

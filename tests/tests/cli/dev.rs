@@ -1,11 +1,16 @@
 //! `dev`, as its banner says.
 
-use crate::common::{Process, assert_contains, process, world::free_port};
+use crate::common::{Process, assert_contains, process, until, world::free_port};
 use std::{
+    fs,
     net::TcpListener,
+    process::Stdio,
     time::{Duration, Instant},
 };
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    process::Command,
+};
 
 /// `dev` on ports of its own, as its advice says.
 fn dev(words: &[&str], grpc: &str) -> Command {
@@ -72,6 +77,66 @@ async fn dev_tells_commands_that_work_and_ends_promptly_on_ctrl_c() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
     println!("FIGURE cli: dev ends {took:.2?} after Ctrl-C");
+}
+
+#[tokio::test]
+async fn the_demo_shows_missions_rotations_a_cancel_and_a_stop_and_all_went_well() {
+    let demo = Process::spawn(process::command(&["dev", "--demo"]));
+    let demo = demo.ended().await;
+    // Nothing that would make one doubt is told either.
+    assert_eq!((demo.code, demo.err.as_str()), (Some(0), ""), "{demo:?}");
+    let table = demo.out.split("CAME TO").nth(1).unwrap();
+    for (mission, robot, end) in [
+        ("journey-mqtt", "sim-mqtt", "Succeeded"),
+        ("journey-grpc", "sim-grpc", "Succeeded"),
+        ("cancelled-while-waiting", "sim-mqtt", "Cancelled"),
+        ("journey-stopped", "sim-grpc", "Cancelled"),
+        ("stop", "sim-grpc", "Succeeded"),
+    ] {
+        let row = [mission, robot, end, end];
+        let found = table
+            .lines()
+            .any(|line| line.split_whitespace().eq(row.iter().copied()));
+        assert!(found, "{row:?}: {table}");
+    }
+    println!("FIGURE cli: the demo takes {:.1?}", demo.took);
+}
+
+#[tokio::test]
+async fn the_demo_is_judged_though_nobody_reads_it_any_longer() {
+    let mut command = process::command(&["dev", "--demo"]);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut demo = command.spawn().unwrap();
+    let mut read = BufReader::new(demo.stdout.take().unwrap()).lines();
+    assert!(read.next_line().await.unwrap().is_some());
+    drop(read);
+    let mut told = String::new();
+    let mut err = demo.stderr.take().unwrap();
+    err.read_to_string(&mut told).await.unwrap();
+    let ended = demo.wait().await.unwrap();
+    assert_eq!((ended.code(), told.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn ctrl_c_while_dev_starts_ends_it_and_leaves_no_folder_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = || fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+    let mut command = dev(&[], "127.0.0.1:0");
+    command.env("TMPDIR", dir.path());
+    let dev = Process::spawn(command);
+    until("its socket is there", || async {
+        let socket = entries().any(|folder| folder.join("agent.sock").exists());
+        socket.then_some(())
+    })
+    .await;
+    dev.interrupt();
+    let ended = dev.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let left: Vec<_> = entries().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test]
