@@ -101,7 +101,8 @@ impl IdentityArgs {
                 Some(_) => format!("unix://{socket}"),
                 None => socket.clone(),
             });
-        if endpoint_socket.is_none() && env::var_os("SPIFFE_ENDPOINT_SOCKET").is_none() {
+        let inherited = env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some_and(|v| !v.is_empty());
+        if endpoint_socket.is_none() && !inherited {
             bail!("no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET");
         }
         Ok(SvidConfig {

@@ -106,7 +106,7 @@ pub(super) struct ResolveArgs {
     #[command(flatten)]
     noted: NotedArgs,
     /// What it came to.
-    #[arg(long = "as", value_name = "STATUS")]
+    #[arg(long = "as", value_name = "STATUS", ignore_case = true)]
     status: End,
 }
 

@@ -216,6 +216,11 @@ async fn operators_words_reach_the_gateway_and_its_answer_decides_the_exit_code(
             "resolve m Succeeded",
             "mission m is resolved as Succeeded\n",
         ),
+        (
+            "mission resolve m --as Failed",
+            "resolve m Failed",
+            "mission m is resolved as Failed\n",
+        ),
     ] {
         let (exit, out, err) = world.says(words).await;
         assert_eq!((exit, out.as_str(), err.as_str()), (0, told, ""), "{words}");

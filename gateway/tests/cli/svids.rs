@@ -52,12 +52,16 @@ async fn without_a_socket_show_fails_in_time_and_says_why() {
     );
     assert!(began.elapsed() < Duration::from_secs(7));
 
-    let (exit, _, err) = ended(bare("svid show")).await;
-    assert_eq!(exit, 1);
-    assert_eq!(
-        err,
-        "error: no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET\n"
-    );
+    let mut empty = bare("svid show");
+    empty.env("SPIFFE_ENDPOINT_SOCKET", "");
+    for command in [bare("svid show"), empty] {
+        let (exit, _, err) = ended(command).await;
+        assert_eq!(exit, 1);
+        assert_eq!(
+            err,
+            "error: no Workload API socket is named; give --socket or set SPIFFE_ENDPOINT_SOCKET\n"
+        );
+    }
 }
 
 #[tokio::test]
