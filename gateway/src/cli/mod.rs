@@ -20,14 +20,18 @@ use crate::{
     logging,
 };
 use clap::{Parser, Subcommand};
+use portarium_protocols::grpc::server::concerns_one_caller_alone;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::{
     io::{self, Write as _},
     panic,
     path::PathBuf,
-    process::ExitCode,
+    process::{self, ExitCode},
 };
 use thiserror::Error;
+
+/// As everywhere in Rust.
+const EXIT_PANIC: i32 = 101;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -91,16 +95,7 @@ struct Usage(String);
 
 /// The whole process: reads the arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
-    panic::set_hook(Box::new(|panic| {
-        let place = panic
-            .location()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let what = panic.payload_as_str().unwrap_or("no message");
-        complain(&format!(
-            "internal error at {place}: {what}; please report it"
-        ));
-    }));
+    end_with_a_panic();
     forbid_core_dumps();
     portarium_identity::install_crypto_provider();
     let cli = match Cli::try_parse() {
@@ -120,6 +115,28 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Has the process end with the first panic of any of its threads and tasks, and say so in its last
+/// line. A task that is gone is missed by nobody: its robot, say, would get nothing any more. And what
+/// a lock protected may be half changed. Started again, all is as the journal has it.
+///
+/// A connection of a caller is an exception: nobody shall be able to take the gateway away from all
+/// others with bytes that some library stumbles over.
+pub fn end_with_a_panic() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no message");
+        complain(&format!(
+            "internal error at {place}: {what}; please report it"
+        ));
+        if !concerns_one_caller_alone() {
+            process::exit(EXIT_PANIC);
+        }
+    }));
 }
 
 /// Keys are in memory. For this process and all that it may start, and for good.

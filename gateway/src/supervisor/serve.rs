@@ -303,3 +303,19 @@ impl Ending {
         self.0.cancelled().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_task_that_ends_by_itself_is_named_and_the_others_are_not() {
+        let mut tasks = Tasks::default();
+        tasks.run("lasts", std::future::pending());
+        tasks.run("fails", async {});
+        assert_eq!(tasks.ended().await, "task fails ended by itself");
+        let none = tokio::time::timeout(Duration::from_millis(10), tasks.ended()).await;
+        assert!(none.is_err());
+        tasks.stop().await;
+    }
+}

@@ -12,6 +12,11 @@ mod svids;
 mod watches;
 
 use gateway::{bare, ended};
+use std::{
+    env,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 #[tokio::test]
 async fn wrong_usage_is_exit_code_2_and_help_and_version_are_not() {
@@ -103,5 +108,34 @@ async fn nobody_at_the_address_is_told_in_one_line() {
     assert_eq!(
         err,
         "error: localhost:1 in plaintext: cannot connect: Connection refused (os error 111)\n"
+    );
+}
+
+/// Set in the child of the test below, which is this very test once more.
+const PANICS: &str = "A_TASK_PANICS";
+
+#[tokio::test]
+async fn a_panic_of_any_task_ends_the_process_with_one_line() {
+    let long = Duration::from_secs(20);
+    if env::var_os(PANICS).is_some() {
+        portarium_gateway::cli::end_with_a_panic();
+        tokio::spawn(async { panic!("as if a task of the gateway\nhad a bug") });
+        tokio::time::sleep(long).await;
+        // Nobody noticed.
+        return;
+    }
+    let mut child = Command::new(env::current_exe().unwrap());
+    let name = "a_panic_of_any_task_ends_the_process_with_one_line";
+    child.args(["--exact", name, "--nocapture"]).env(PANICS, "");
+    let began = Instant::now();
+    let ended = child.output().unwrap();
+    assert!(began.elapsed() < long, "{ended:?}");
+    assert_eq!(ended.status.code(), Some(101), "{ended:?}");
+    let err = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(err.lines().count(), 1, "{err}");
+    assert!(err.starts_with("error: internal error at "), "{err}");
+    assert!(
+        err.ends_with("as if a task of the gateway had a bug; please report it\n"),
+        "{err}"
     );
 }

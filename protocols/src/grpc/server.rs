@@ -42,6 +42,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::Service as _;
 
+tokio::task_local! {
+    /// Set in the tasks that carry a connection's TLS and HTTP/2. What its calls ask for is worked on
+    /// in tasks of their own, without it.
+    static OF_ONE_CALLER: ();
+}
+
+/// Whether what runs now concerns one caller alone, so that its failure may be that caller's: libraries
+/// read bytes there that anyone may send.
+pub fn concerns_one_caller_alone() -> bool {
+    OF_ONE_CALLER.try_with(|()| ()).is_ok()
+}
+
 /// The client's connection preface, which has to arrive within [`OPENING`].
 const PREFACE_BYTES: usize = 24;
 
@@ -123,7 +135,8 @@ pub async fn serve(
                     if tasks.len() >= limits.max_connections {
                         server.connections.turned_away(from, None);
                     } else {
-                        tasks.spawn(server.clone().connection(tcp, from, place));
+                        let connection = server.clone().connection(tcp, from, place);
+                        tasks.spawn(OF_ONE_CALLER.scope((), connection));
                     }
                 }
                 Err(error) => {
