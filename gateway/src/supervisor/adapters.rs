@@ -142,7 +142,13 @@ impl Adapters {
                 svid_generation: stats.commands.generation.min(stats.stops.generation),
             }
         });
-        brokers.collect()
+        let grpc = self.grpc.stats();
+        let grpc = (grpc.robots > 0).then(|| AdapterSample {
+            adapter: "grpc".to_owned(),
+            connected: grpc.connected,
+            svid_generation: grpc.generation,
+        });
+        brokers.chain(grpc).collect()
     }
 
     /// Waits until a task of an adapter ends by itself, and names it.

@@ -13,7 +13,7 @@ mod share;
 mod stream;
 mod target;
 
-pub use adapter::{GrpcAdapter, GrpcRobot};
+pub use adapter::{GrpcAdapter, GrpcRobot, GrpcStats};
 pub use channel::{Channel, ChannelError, Credential, connect};
 pub use connection::{Connection, Down};
 pub use connections::{Admission, Connections, ServerStats};

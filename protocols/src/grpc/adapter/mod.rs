@@ -57,6 +57,18 @@ pub struct GrpcRobot {
     pub jwt_audience: Option<String>,
 }
 
+/// How the adapter stands, for metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcStats {
+    /// The robots that it serves.
+    pub robots: usize,
+    /// Both connections of each of them are up.
+    pub connected: bool,
+    /// The oldest SVID generation that those which are up run on; `None` where there is none, or
+    /// without TLS.
+    pub generation: Option<u64>,
+}
+
 type Robots = ArcSwap<HashMap<RobotId, Arc<RobotLink>>>;
 
 /// The adapter for all robots that speak gRPC.
@@ -114,6 +126,17 @@ impl GrpcAdapter {
         });
         let links: HashMap<_, _> = links.collect();
         self.robots.store(Arc::new(links));
+    }
+
+    /// How it stands.
+    pub fn stats(&self) -> GrpcStats {
+        let robots = self.robots.load();
+        let connections = || robots.values().flat_map(|robot| robot.generations());
+        GrpcStats {
+            robots: robots.len(),
+            connected: connections().all(|connection| connection.is_some()),
+            generation: connections().flatten().flatten().min(),
+        }
     }
 
     /// Closes all connections. What is under way ends *unknown*.

@@ -151,6 +151,14 @@ impl RobotLink {
         }
     }
 
+    /// Of each of its connections: the SVID generation that it runs on, if it stands.
+    pub(super) fn generations(&self) -> [Option<Option<u64>>; 2] {
+        [&self.shared.command, &self.stop_lane].map(|connection| {
+            let channel = connection.channel().ok()?;
+            Some(channel.peer().map(|peer| peer.own_generation))
+        })
+    }
+
     pub(super) async fn dispatch(
         &self,
         command: Arc<Command>,
