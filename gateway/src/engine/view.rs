@@ -87,6 +87,14 @@ impl Engine {
         }
     }
 
+    /// The position of a mission's end, if it has ended.
+    pub fn ended_at(&self, id: &MissionId) -> Option<u64> {
+        match self.inner.index().by_mission_id(id.as_str())? {
+            Found::Open(_) => None,
+            Found::Ended { position, .. } => Some(position),
+        }
+    }
+
     /// The journal, for watching.
     pub fn journal(&self) -> &Journal {
         &self.inner.journal

@@ -90,7 +90,8 @@ impl Reader {
         self.connection.clone().lock_owned().await
     }
 
-    /// Up to `limit` changes after a position, of all missions or of the one with this number.
+    /// Up to `limit` changes after a position, of all missions or of the one with this number,
+    /// behind whose end nothing is searched.
     ///
     /// # Errors
     /// Where the file cannot be read.
@@ -123,7 +124,16 @@ impl Reader {
                     })
                 },
             )?;
-            rows.collect()
+            let mut found = Vec::new();
+            for row in rows {
+                let update: Update = row?;
+                let ends = mission.is_some() && update.state.status.is_terminal();
+                found.push(update);
+                if ends {
+                    break;
+                }
+            }
+            Ok(found)
         })
         .await
     }

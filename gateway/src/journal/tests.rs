@@ -346,6 +346,28 @@ async fn a_large_journal_opens_in_time() {
     }
 }
 
+#[tokio::test]
+async fn the_updates_of_one_mission_are_not_searched_for_behind_its_end() {
+    let (_folder, path) = folder();
+    write(&path, [whole(1)]).await;
+    let db = Connection::open(&path).unwrap();
+    let others =
+        "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 500000)
+        INSERT INTO states SELECT i, 100, 0, 0, 0, '', '', '', 0 FROM n";
+    db.execute(others, []).unwrap();
+    drop(db);
+    let reader = super::Reader::open(&path).unwrap();
+    let mut took = Vec::new();
+    // Of none, all of the journal has to be searched.
+    for (number, count) in [(99, 0), (1, 4)] {
+        let began = Instant::now();
+        let found = reader.updates(0, Some(number), 256).await.unwrap();
+        assert_eq!(found.len(), count);
+        took.push(began.elapsed());
+    }
+    assert!(took[1] * 5 < took[0], "{took:?}");
+}
+
 /// A wall clock that somebody sets.
 struct Stepped(std::sync::atomic::AtomicU64);
 

@@ -47,8 +47,8 @@ struct Watcher {
 #[derive(Clone, Copy)]
 struct Wanted {
     number: u64,
-    /// It had ended when the watch began.
-    had_ended: bool,
+    /// Where its end is, if it had ended when the watch began.
+    ended_at: Option<u64>,
 }
 
 impl Service {
@@ -123,11 +123,11 @@ impl Service {
             return Ok(None);
         }
         let method = Method::WatchMissions;
-        let (id, view) = self.see(principal, method, &wanted.mission_id).await?;
+        let (id, _) = self.see(principal, method, &wanted.mission_id).await?;
         let number = self.engine.number(&id);
         Ok(Some(Wanted {
             number: number.ok_or_else(|| Status::not_found(unknown(&wanted.mission_id)))?,
-            had_ended: view.state.status.is_terminal(),
+            ended_at: self.engine.ended_at(&id),
         }))
     }
 }
@@ -146,8 +146,12 @@ impl Watcher {
                 return Some((Ok(message), self));
             }
             let newest = *self.head.borrow_and_update();
-            let had_ended = self.mission.is_some_and(|mission| mission.had_ended);
-            if self.after < newest || had_ended {
+            let ended_at = self.mission.and_then(|mission| mission.ended_at);
+            if ended_at.is_some_and(|end| self.after >= end) {
+                // The caller has seen its end: the rest of the journal need not be searched.
+                return None;
+            }
+            if self.after < newest || ended_at.is_some() {
                 if let Err(status) = self.read(newest).await {
                     self.over = true;
                     return Some((Err(status), self));
@@ -172,8 +176,8 @@ impl Watcher {
             .await
             .map_err(|e| journal(&e))?;
         match page.last() {
-            // The caller has seen its end.
-            None if self.mission.is_some_and(|mission| mission.had_ended) => self.over = true,
+            // It is no longer kept.
+            None if self.mission.is_some_and(|m| m.ended_at.is_some()) => self.over = true,
             None => self.after = self.after.max(newest),
             Some(_) => self.page = page.into(),
         }

@@ -281,6 +281,17 @@ async fn a_watch_that_is_resumed_misses_nothing_and_ends_on_ctrl_c() {
         (all.out().matches("Succeeded").count() == 7).then_some(())
     })
     .await;
+
+    // Of one mission: from its beginning to its end, and behind its end there is nothing.
+    let one = told(&world, OPERATOR, 0, "mission watch m-2 --json").await;
+    let (end, ..) = positions(&one).pop().unwrap();
+    assert_eq!(end, *last);
+    for (after, code, told) in [(end - 1, 0, ""), (end, 1, "nothing came after")] {
+        let words = format!("mission watch m-2 --after {after}");
+        let ended = done(&world, OPERATOR, &words).await;
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert_contains(&ended.err, told);
+    }
     drop(gateway);
     let all: Vec<_> = positions(&all.out());
     let seen: Vec<_> = first.into_iter().chain(second).collect();
