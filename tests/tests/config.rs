@@ -306,6 +306,28 @@ async fn a_journal_that_another_gateway_has_open_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_development_gateway_says_so_and_takes_calls_of_this_machine_without_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("development = true\n{}", good(dir.path()));
+    let grpc = text.split("[grpc]\nlisten = \"").nth(1).unwrap();
+    let grpc = grpc.split('"').next().unwrap().to_owned();
+    let file = written(&dir, &text);
+    let check = process::run(&["check-config", &file]).await;
+    assert_eq!(check.code, Some(0), "{check:?}");
+    assert_contains(&check.out, "development = true: plaintext");
+    let gateway = process::Process::spawn(process::command(&["run", "--config", &file]));
+    gateway.complains("development = true: plaintext").await;
+    gateway.complains("serving missions").await;
+    let words = ["robot", "list", "--plaintext", "--server", &grpc];
+    let listed = process::run(&words).await;
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    // Its broker is not there, which is told and ends nothing.
+    assert_contains(&listed.out, "out of reach");
+    gateway.interrupt();
+    assert_eq!(gateway.ended().await.code, Some(0));
+}
+
+#[tokio::test]
 async fn a_good_configuration_and_the_sample_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let file = written(&dir, &good(dir.path()));

@@ -264,10 +264,12 @@ async fn watch(connection: Arc<Connection>, seen: Seen, started: Instant) {
             if let Ok(mut updates) = opened.map(tonic::Response::into_inner) {
                 while let Ok(Some(update)) = updates.message().await {
                     after_position = update.position;
-                    say(
-                        started,
-                        &format!("  {}: {}", update.mission_id, update.status),
-                    );
+                    let why = match update.detail.as_str() {
+                        "" => String::new(),
+                        detail => format!(": {detail}"),
+                    };
+                    let (mission, status) = (&update.mission_id, &update.status);
+                    say(started, &format!("  {mission}: {status}{why}"));
                     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                     seen.insert(update.mission_id.clone(), update);
                 }

@@ -6,11 +6,12 @@
 mod common;
 mod doors;
 
-use common::{Client, World, assert_contains, id, mission, parameters, stop, world};
+use common::{Client, LIMIT, World, assert_contains, id, mission, parameters, stop, world};
 use portarium_gateway::dev::hints;
 use portarium_protocols::grpc::pb::{self, DispatchStatus};
 use serde_json::Value;
 use std::time::Duration;
+use tokio::time::timeout;
 use tonic::Code;
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -384,6 +385,141 @@ async fn a_caller_with_less_rights_is_refused_what_it_may_not_and_audited() {
     assert_eq!(line["mission_id"], running.mission_id);
     assert_eq!(line["robot_id"], "sim-mqtt");
     no_payload_in_the_audit(&world);
+}
+
+/// Callers who may look at one robot, and command it as operators do, and not the other one.
+const ONE_OF_TWO: &str = r#"
+[[policy]]
+peers = ["spiffe://portarium.robotics/ns/portarium/sa/one-robot/*"]
+methods = ["GetMissionStatus", "WatchMissions", "ListRobots", "GetRobot", "ConfirmMission", "ResolveMission", "HoldRobot", "ReleaseRobot"]
+robots = ["sim-grpc"]
+fleets = ["*"]
+actions = ["*"]
+"#;
+
+/// Whose updates a watch from the beginning shows, up to the end of the last mission.
+async fn watched(client: &Client, wanted: pb::WatchMissionsRequest, last: &str) -> Vec<String> {
+    let mut calls = client.calls.clone();
+    let updates = calls.watch_missions(wanted).await.unwrap();
+    let (mut updates, mut missions) = (updates.into_inner(), Vec::new());
+    loop {
+        let next = timeout(LIMIT, updates.message()).await.unwrap();
+        let update = next.unwrap().unwrap();
+        let ends = update.mission_id == last && update.status == "Succeeded";
+        missions.push(update.mission_id);
+        if ends {
+            missions.dedup();
+            return missions;
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_sees_or_operates_what_the_policy_does_not_show_him() {
+    let world = World::new(TTL).await;
+    world.add_workloads(&["one-robot"]);
+    world.write(&(world.config() + ONE_OF_TWO));
+    let _gateway = world.serve().await;
+    let mut owner = world.client(hints::CONTROL_PLANE).await;
+    let hidden = broken(|r| r.parameters = parameters(&[("duration", "0.1")]));
+    let shown = broken(|r| {
+        r.robot_id = "sim-grpc".into();
+        r.parameters = parameters(&[("duration", "0.1")]);
+    });
+    for request in [&hidden, &shown] {
+        let answer = dispatch(&mut owner, request.clone()).await;
+        assert_eq!(answer.status(), DispatchStatus::Dispatched, "{answer:?}");
+        let all = pb::WatchMissionsRequest::default();
+        watched(&owner, all, &request.mission_id).await;
+    }
+    let (hidden, shown) = (hidden.mission_id, shown.mission_id);
+
+    // Who may see everything sees what he asks for.
+    let selected = |mission: &str, robot: &str, fleet: &str| pb::WatchMissionsRequest {
+        mission_id: mission.into(),
+        robot_id: robot.into(),
+        fleet_id: fleet.into(),
+        ..Default::default()
+    };
+    let both = [hidden.clone(), shown.clone()];
+    for (wanted, seen) in [
+        (selected("", "", ""), &both[..]),
+        (selected("", "", "sim"), &both),
+        (selected("", "sim-grpc", ""), &both[1..]),
+        (selected("", "sim-grpc", "sim"), &both[1..]),
+        (selected(&shown, "", ""), &both[1..]),
+    ] {
+        let what = format!("{wanted:?}");
+        assert_eq!(watched(&owner, wanted, &shown).await, seen, "{what}");
+    }
+
+    let client = world.client("one-robot").await;
+    let calls = || client.calls.clone();
+    let all = pb::WatchMissionsRequest::default();
+    assert_eq!(watched(&client, all, &shown).await, both[1..]);
+    let listed = calls().list_robots(pb::ListRobotsRequest::default()).await;
+    let listed = listed.unwrap().into_inner().robots;
+    let listed: Vec<_> = listed.iter().map(|robot| robot.robot_id.as_str()).collect();
+    assert_eq!(listed, ["sim-grpc"]);
+    let status = |mission: &str| pb::GetMissionStatusRequest {
+        mission_id: mission.into(),
+        ..Default::default()
+    };
+    let robot = |robot_id: &str| pb::GetRobotRequest {
+        robot_id: robot_id.into(),
+    };
+    calls().get_mission_status(status(&shown)).await.unwrap();
+    calls().get_robot(robot("sim-grpc")).await.unwrap();
+
+    let seen = world.audit().len();
+    let confirm = pb::ConfirmMissionRequest {
+        mission_id: hidden.clone(),
+        ..Default::default()
+    };
+    let resolve = pb::ResolveMissionRequest {
+        mission_id: hidden.clone(),
+        status: "Failed".into(),
+        ..Default::default()
+    };
+    let hold = pb::HoldRobotRequest {
+        robot_id: "sim-mqtt".into(),
+        ..Default::default()
+    };
+    let release = pb::ReleaseRobotRequest {
+        robot_id: "sim-mqtt".into(),
+        ..Default::default()
+    };
+    let watch = selected(&hidden, "", "");
+    let refused = [
+        calls().get_mission_status(status(&hidden)).await.err(),
+        calls().watch_missions(watch).await.err(),
+        calls().get_robot(robot("sim-mqtt")).await.err(),
+        calls().confirm_mission(confirm).await.err(),
+        calls().resolve_mission(resolve).await.err(),
+        calls().hold_robot(hold).await.err(),
+        calls().release_robot(release).await.err(),
+    ];
+    for (refused, method) in refused.into_iter().zip([
+        "GetMissionStatus",
+        "WatchMissions",
+        "GetRobot",
+        "ConfirmMission",
+        "ResolveMission",
+        "HoldRobot",
+        "ReleaseRobot",
+    ]) {
+        let refused = refused.expect(method);
+        assert_eq!(
+            refused.code(),
+            Code::PermissionDenied,
+            "{method}: {refused}"
+        );
+        let line = refusal(&world, seen, "one-robot", method).await;
+        assert_eq!(line["robot_id"], "sim-mqtt", "{line}");
+        assert_eq!(line["reason"], refused.message());
+    }
+    let untouched = owner.calls.get_robot(robot("sim-mqtt")).await.unwrap();
+    assert_eq!(untouched.into_inner().hold_reason, "");
 }
 
 #[tokio::test]
