@@ -92,7 +92,8 @@ impl MintArgs {
             claims.insert("sub".to_owned(), Value::from(subject.as_str()));
         }
         claims.insert("iat".to_owned(), json!(now.as_secs()));
-        claims.insert("exp".to_owned(), json!((now + self.ttl).as_secs()));
+        let end = now.checked_add(self.ttl).context("--ttl is too long")?;
+        claims.insert("exp".to_owned(), json!(end.as_secs()));
         let id = uuid::Uuid::now_v7().to_string();
         claims.insert("jti".to_owned(), Value::from(id));
         bind(&mut claims, &thumbprint);
