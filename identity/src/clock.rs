@@ -169,6 +169,28 @@ impl Reading {
 }
 
 #[cfg(test)]
+impl Clock {
+    /// One that passes as tokio's time does on this thread, also while that is paused.
+    pub(crate) fn of_tokio() -> Self {
+        use std::cell::Cell;
+        use tokio::time::Instant;
+        thread_local! {
+            static BEGAN: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
+        }
+        fn read() -> Reading {
+            let now = (SystemTime::now(), Instant::now());
+            let (wall, instant) = BEGAN.get().unwrap_or(now);
+            Reading {
+                wall: wall + instant.elapsed(),
+                steady: instant.elapsed(),
+            }
+        }
+        BEGAN.set(Some((SystemTime::now(), Instant::now())));
+        Self::reading(read)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::cell::Cell;

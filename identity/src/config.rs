@@ -1,5 +1,7 @@
 //! rustls configurations as views of a snapshot.
-use crate::{Peer, PeerError, PeerPolicy, Snapshot, SvidManager, chain::Leaf, stats::Outcome};
+use crate::{
+    Peer, PeerError, PeerPolicy, Snapshot, SpiffeId, SvidManager, chain::Leaf, stats::Outcome,
+};
 use arc_swap::ArcSwap;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
@@ -23,8 +25,28 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The policy of one side; replaceable while connections are made.
-pub(crate) type Policy = Arc<ArcSwap<PeerPolicy>>;
+/// The policy of one side, without whom the manager denies; replaceable while connections are made.
+pub(crate) struct Policy {
+    admitted: ArcSwap<PeerPolicy>,
+    denied: Arc<ArcSwap<PeerPolicy>>,
+}
+
+impl Policy {
+    pub(crate) fn new(admitted: PeerPolicy, denied: Arc<ArcSwap<PeerPolicy>>) -> Arc<Self> {
+        Arc::new(Self {
+            admitted: ArcSwap::from_pointee(admitted),
+            denied,
+        })
+    }
+
+    pub(crate) fn replace(&self, admitted: PeerPolicy) {
+        self.admitted.store(Arc::new(admitted));
+    }
+
+    pub(crate) fn admits(&self, id: &SpiffeId) -> bool {
+        self.admitted.load().admits(id) && !self.denied.load().admits(id)
+    }
+}
 
 /// aws-lc-rs with X25519 before all others: the post-quantum hybrid costs 30 % of the handshakes
 /// per second and stays on offer as the second.
@@ -69,7 +91,7 @@ pub(crate) fn client_config(
 /// A server's configuration for one generation.
 pub(crate) fn server_config(
     snapshot: Arc<Snapshot>,
-    policy: Policy,
+    policy: Arc<Policy>,
     alpn: &[Vec<u8>],
 ) -> Result<ServerConfig, rustls::Error> {
     let side = Arc::new(ServerSide { snapshot, policy });
@@ -85,7 +107,7 @@ pub(crate) fn server_config(
 }
 
 fn admit(policy: &Policy, peer: &Leaf) -> Result<(), rustls::Error> {
-    if policy.load().admits(&peer.spiffe_id) {
+    if policy.admits(&peer.spiffe_id) {
         Ok(())
     } else {
         Err(peer_error(PeerError::NotAdmitted {
@@ -117,7 +139,7 @@ fn schemes() -> Vec<SignatureScheme> {
 /// Our side of a connection that we make.
 pub(crate) struct ClientSide {
     pub(crate) material: Material,
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
 }
 
 /// Where a client's configuration takes its material from.
@@ -283,7 +305,7 @@ impl ServerCertVerifier for ClientSide {
 /// Our side of a connection that is made to us, for one generation.
 struct ServerSide {
     snapshot: Arc<Snapshot>,
-    policy: Policy,
+    policy: Arc<Policy>,
 }
 
 impl fmt::Debug for ServerSide {

@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// The first pause after a failure; it doubles, ...
 const PAUSE: Duration = Duration::from_millis(50);
@@ -129,7 +129,7 @@ impl End {
     }
 }
 
-type Contexts = Pin<Box<dyn Stream<Item = Result<X509Context, WorkloadApiError>> + Send>>;
+type Contexts<'a> = Pin<Box<dyn Stream<Item = Result<X509Context, WorkloadApiError>> + Send + 'a>>;
 
 /// One connection and its stream.
 struct Session<'a> {
@@ -137,6 +137,8 @@ struct Session<'a> {
     endpoint: &'a Endpoint,
     /// Whether anything usable came.
     delivered: bool,
+    /// When the stream was opened, or brought a later SVID than before.
+    asked: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -145,6 +147,7 @@ impl<'a> Session<'a> {
             shared,
             endpoint,
             delivered: false,
+            asked: Instant::now(),
         }
     }
 
@@ -157,29 +160,36 @@ impl<'a> Session<'a> {
     }
 
     async fn read(&mut self, limit: Duration) -> End {
-        let (mut contexts, mut context) = match timeout(limit, self.open()).await {
+        let (contexts, first) = match timeout(limit, self.open()).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(end)) => return end,
             Err(_) => return End::refused(format!("no answer within {limit:?}")),
         };
         self.shared.counters.streams.fetch_add(1, Relaxed);
+        self.asked = Instant::now();
+        self.take_all(contexts, first).await
+    }
+
+    /// Takes what comes on a stream, until it ends or it is time to ask on a new one.
+    async fn take_all(&mut self, mut contexts: Contexts<'_>, mut context: X509Context) -> End {
         loop {
             if let Err(end) = self.take(&context) {
                 return end;
             }
             self.delivered = true;
             context = tokio::select! {
+                biased;
+                () = self.overdue() => return End::Overdue,
                 next = contexts.next() => match next {
                     Some(Ok(context)) => context,
                     Some(Err(e)) => return classify(&e),
                     None => return End::refused("the agent closed the stream"),
                 },
-                () = self.overdue() => return End::Overdue,
             };
         }
     }
 
-    async fn open(&self) -> Result<(Contexts, X509Context), End> {
+    async fn open(&self) -> Result<(Contexts<'static>, X509Context), End> {
         let client = WorkloadApiClient::connect(self.endpoint.clone())
             .await
             .map_err(|e| classify(&e))?;
@@ -187,7 +197,7 @@ impl<'a> Session<'a> {
             .stream_x509_contexts()
             .await
             .map_err(|e| classify(&e))?;
-        let mut contexts: Contexts = Box::pin(contexts);
+        let mut contexts: Contexts<'_> = Box::pin(contexts);
         match contexts.next().await {
             Some(Ok(first)) => Ok((contexts, first)),
             Some(Err(e)) => Err(classify(&e)),
@@ -197,12 +207,19 @@ impl<'a> Session<'a> {
 
     /// Takes our SVID of an update over. An update without it takes ours away, since the agent
     /// then says that it is ours no longer; the stream stays open for the next.
-    fn take(&self, context: &X509Context) -> Result<(), End> {
+    fn take(&mut self, context: &X509Context) -> Result<(), End> {
         match pick(context, self.shared.hint.as_deref()) {
-            Ok(svid) => self
-                .shared
-                .accept(svid, context.bundle_set())
-                .map_err(End::refused),
+            Ok(svid) => {
+                let before = self.shared.latest().map(|snapshot| snapshot.not_after);
+                self.shared
+                    .accept(svid, context.bundle_set())
+                    .map_err(End::refused)?;
+                let now = self.shared.latest().map(|snapshot| snapshot.not_after);
+                if now > before {
+                    self.asked = Instant::now();
+                }
+                Ok(())
+            }
             Err(state) => {
                 self.shared.withdraw(state);
                 Ok(())
@@ -210,21 +227,31 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Returns when renewal is overdue: agents renew at half of an SVID's life. A stream that an
-    /// agent forgot about, or that hangs, is found that way.
+    /// Returns when it is time to ask on a new stream. A stream that an agent forgot about, or that
+    /// hangs, is found that way. Nothing but a later SVID puts it off, whatever else comes.
     async fn overdue(&self) {
-        let Some(snapshot) = self.shared.latest() else {
-            return sleep(NOTHING_YET).await;
-        };
-        let now = self.shared.clock.now().time;
-        let life = snapshot
-            .not_after
-            .duration_since(snapshot.not_before)
-            .unwrap_or_default();
-        let left = snapshot.not_after.duration_since(now).unwrap_or_default();
-        let until = left.saturating_sub(life / 3).max(left / 4).max(MIN_OVERDUE);
-        sleep(until).await;
+        while self.asked.elapsed() < self.patience() {
+            sleep(LOOK).await;
+        }
     }
+
+    fn patience(&self) -> Duration {
+        let Some(snapshot) = self.shared.latest() else {
+            return NOTHING_YET;
+        };
+        let left = self.shared.left(&snapshot) + self.asked.elapsed();
+        patience(left, snapshot.life(), self.shared.margin(&snapshot))
+    }
+}
+
+/// How long a stream may bring no later SVID, if so much was left of ours when it was asked for.
+/// Agents renew at half of an SVID's life: what has not come at two thirds of it is asked for, and
+/// again and again from then on. At the latest it is asked for when the renewal has to be there.
+fn patience(left: Duration, life: Duration, margin: Duration) -> Duration {
+    let usual = left.saturating_sub(life / 3).max(left / 4);
+    let due = left.saturating_sub(margin);
+    let patience = if due.is_zero() { usual } else { usual.min(due) };
+    patience.max(MIN_OVERDUE)
 }
 
 /// Our SVID, by its hint and never by its place; without a hint there must be just one.
@@ -328,6 +355,9 @@ fn io_cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     }
     found
 }
+
+#[cfg(test)]
+mod renewals;
 
 #[cfg(test)]
 mod tests {

@@ -49,7 +49,7 @@ pub use manager::{SvidConfig, SvidManager};
 pub use peer::{Lease, Peer};
 pub use policy::{PatternError, PeerPolicy, SpiffeIdPattern};
 pub use snapshot::Snapshot;
-pub use state::IdentityState;
+pub use state::{IdentityState, RenewalOverdue};
 pub use stats::{HandshakeStats, IdentityStats};
 pub use tls::{ClientTls, ServerTls, TlsError};
 

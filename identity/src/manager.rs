@@ -1,11 +1,12 @@
 //! The SVID manager.
 use crate::{
     ClientTls, IdentityError, IdentityState, IdentityStats, JwtSvidSource, JwtSvids, PeerPolicy,
-    ServerTls, Snapshot,
+    RenewalOverdue, ServerTls, Snapshot, SpiffeIdPattern,
     follow::{endpoint, follow},
     shared::Shared,
     stats::Counters,
 };
+use arc_swap::ArcSwap;
 use spiffe::transport::Endpoint;
 use std::{
     convert::Infallible,
@@ -35,6 +36,20 @@ pub struct SvidConfig {
     pub endpoint_socket: Option<String>,
     /// The hint of the wanted SVID. `None`: there must be exactly one SVID.
     pub hint: Option<String>,
+    /// How long before an SVID's end its successor has to be there, or a twelfth of its life
+    /// before, if that is less: then the manager asks by itself and says what is wrong
+    /// ([`SvidManager::renewal_overdue`]).
+    pub renew_before: Duration,
+}
+
+impl Default for SvidConfig {
+    fn default() -> Self {
+        Self {
+            endpoint_socket: None,
+            hint: None,
+            renew_before: Duration::from_secs(5 * 60),
+        }
+    }
 }
 
 /// The one source of identity. Cheap to clone; all clones share one Workload API stream, which
@@ -70,7 +85,7 @@ impl SvidManager {
         let running = Running {
             endpoint: endpoint.clone(),
             hint: config.hint.clone(),
-            shared: Arc::new(Shared::new(config.hint)),
+            shared: Arc::new(Shared::new(config.hint, config.renew_before)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -117,10 +132,21 @@ impl SvidManager {
         self.shared().problem()
     }
 
+    /// What is wrong with a renewal that should be here by now, while the SVID still serves.
+    pub fn renewal_overdue(&self) -> Option<RenewalOverdue> {
+        self.shared().overdue()
+    }
+
     /// Level-triggered: the value changes with each new snapshot, and to `None` on withdrawal and
     /// expiry. It also counts as changed when the time of day has jumped ahead of the leases' clock.
     pub fn snapshots(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
         self.shared().snapshot.subscribe()
+    }
+
+    /// Lets nobody in, on either side and whatever another policy says, who matches one of these,
+    /// and has connections with them end: from now on, until the next call.
+    pub fn deny(&self, patterns: Vec<SpiffeIdPattern>) {
+        self.shared().deny(PeerPolicy::new(patterns));
     }
 
     /// Waits until an SVID is there.
@@ -164,6 +190,10 @@ impl SvidManager {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.shared().counters
+    }
+
+    pub(crate) fn denied(&self) -> Arc<ArcSwap<PeerPolicy>> {
+        Arc::clone(&self.shared().denied)
     }
 
     fn shared(&self) -> &Shared {
@@ -241,7 +271,9 @@ async fn look_after(shared: &Shared) {
             shared.look_again();
         }
         match shared.due_report() {
-            Some(report) if doubted.is_some() => tracing::error!("{report}"),
+            Some(report) if doubted.is_some() || shared.overdue().is_some() => {
+                tracing::error!("{report}");
+            }
             Some(report) => tracing::warn!("{report}"),
             None => {}
         }
@@ -295,7 +327,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     #[allow(clippy::panic)]
     async fn a_follower_that_ends_is_started_again_and_does_not_go_unnoticed() {
-        let shared = Arc::new(Shared::new(None));
+        let shared = Arc::new(Shared::new(None, Duration::ZERO));
         let stop = CancellationToken::new();
         let starts = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&starts);

@@ -1,11 +1,14 @@
 //! What the follower writes and everyone reads.
-use crate::{IdentityState, Snapshot, clock::Clock, stats::Counters};
+use crate::{
+    IdentityState, PeerPolicy, RenewalOverdue, Snapshot, clock::Clock, state::rfc3339,
+    stats::Counters,
+};
+use arc_swap::ArcSwap;
 use spiffe::{X509BundleSet, X509Svid};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{sync::watch, time::Instant};
 
 /// How often a state other than Ready is logged.
@@ -14,8 +17,11 @@ const REPORT_EVERY: Duration = Duration::from_secs(15);
 /// The latest snapshot and how things stand.
 pub(crate) struct Shared {
     pub(crate) hint: Option<String>,
+    renew_before: Duration,
     pub(crate) clock: Clock,
     pub(crate) counters: Counters,
+    /// Whom nobody lets in.
+    pub(crate) denied: Arc<ArcSwap<PeerPolicy>>,
     pub(crate) snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     status: Mutex<Status>,
 }
@@ -29,11 +35,13 @@ struct Status {
 }
 
 impl Shared {
-    pub(crate) fn new(hint: Option<String>) -> Self {
+    pub(crate) fn new(hint: Option<String>, renew_before: Duration) -> Self {
         Self {
             hint,
+            renew_before,
             clock: Clock::new(),
             counters: Counters::default(),
+            denied: Arc::new(ArcSwap::from_pointee(PeerPolicy::new([]))),
             snapshot: watch::Sender::new(None),
             status: Mutex::default(),
         }
@@ -42,6 +50,26 @@ impl Shared {
     /// What keeps renewal from working.
     pub(crate) fn problem(&self) -> Option<IdentityState> {
         self.status().problem.clone()
+    }
+
+    /// What is left of an SVID, by the clock that says less.
+    pub(crate) fn left(&self, snapshot: &Snapshot) -> Duration {
+        snapshot.left(self.clock.now().time, Instant::now())
+    }
+
+    /// So long before its end an SVID's successor has to be there.
+    pub(crate) fn margin(&self, snapshot: &Snapshot) -> Duration {
+        self.renew_before.min(snapshot.life() / 12)
+    }
+
+    /// Whether the SVID should have been renewed by now. It goes by the SVID in use and the time
+    /// alone: whatever else came and comes does not put it off.
+    pub(crate) fn overdue(&self) -> Option<RenewalOverdue> {
+        let current = self.current()?;
+        (self.left(&current) <= self.margin(&current)).then(|| RenewalOverdue {
+            not_after: current.not_after,
+            problem: self.problem(),
+        })
     }
 
     fn status(&self) -> MutexGuard<'_, Status> {
@@ -124,6 +152,11 @@ impl Shared {
         self.remove_if(|_| true);
     }
 
+    pub(crate) fn deny(&self, denied: PeerPolicy) {
+        self.denied.store(Arc::new(denied));
+        self.look_again();
+    }
+
     /// Has followers look at what is there again.
     pub(crate) fn look_again(&self) {
         self.snapshot.send_modify(|_| {});
@@ -132,8 +165,11 @@ impl Shared {
     /// Takes the snapshot away once it has ended, so that followers hear of it.
     pub(crate) fn expire(&self) {
         let (wall, now) = (self.clock.now().time, Instant::now());
-        if self.remove_if(|snapshot| snapshot.is_over(wall, now)) {
+        let over = |snapshot: &Snapshot| snapshot.is_over(wall, now);
+        if self.latest().is_some_and(|snapshot| over(&snapshot)) {
+            // First: whoever is woken by the removal asks why.
             self.status().expired = true;
+            self.remove_if(over);
         }
     }
 
@@ -151,7 +187,11 @@ impl Shared {
     /// 15 s while it lasts.
     pub(crate) fn due_report(&self) -> Option<String> {
         let state = self.state();
+        let overdue = self.overdue();
         let mut status = self.status();
+        if let (IdentityState::Ready, Some(overdue)) = (&state, overdue) {
+            return status.say("renewal_overdue", || overdue.to_string());
+        }
         let wrong = match (&state, &status.problem) {
             (IdentityState::Ready | IdentityState::Starting, None) => {
                 status.reported = None;
@@ -160,16 +200,8 @@ impl Shared {
             (IdentityState::Ready, Some(problem)) => problem.clone(),
             _ => state.clone(),
         };
-        let silent = status
-            .reported
-            .as_ref()
-            .is_some_and(|(at, kind)| at.elapsed() < REPORT_EVERY && *kind == wrong.as_str());
-        if silent {
-            return None;
-        }
-        status.reported = Some((Instant::now(), wrong.as_str()));
-        let renewal = status.problem.as_ref().filter(|problem| **problem != wrong);
-        Some(match (state, renewal) {
+        let renewal = status.problem.clone().filter(|problem| *problem != wrong);
+        status.say(wrong.as_str(), || match (state, renewal) {
             (IdentityState::Ready, _) => {
                 format!("SVID renewal fails and the last good SVID is kept: {wrong}")
             }
@@ -180,10 +212,18 @@ impl Shared {
     }
 }
 
-fn rfc3339(time: SystemTime) -> String {
-    OffsetDateTime::from(time)
-        .format(&Rfc3339)
-        .unwrap_or_else(|_| "a time beyond the calendar".into())
+impl Status {
+    /// The words, unless the same kind of problem was reported a moment ago.
+    fn say(&mut self, kind: &'static str, words: impl FnOnce() -> String) -> Option<String> {
+        let silent = self
+            .reported
+            .is_some_and(|(at, last)| at.elapsed() < REPORT_EVERY && last == kind);
+        if silent {
+            return None;
+        }
+        self.reported = Some((Instant::now(), kind));
+        Some(words())
+    }
 }
 
 #[cfg(test)]
@@ -192,7 +232,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_wrong_is_said_once_and_then_every_fifteen_seconds() {
-        let shared = Shared::new(None);
+        let shared = Shared::new(None, Duration::ZERO);
         assert_eq!(shared.due_report(), None);
         shared.renewal_fails(IdentityState::NoSocket);
         let report = shared.due_report();

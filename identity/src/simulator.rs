@@ -231,7 +231,7 @@ impl Material {
 
 /// Runs one seed; returns how many steps it took and what was wrong.
 async fn run(seed: u64, print: bool) -> (u64, Option<String>) {
-    let shared = Arc::new(Shared::new(None));
+    let shared = Arc::new(Shared::new(None, Duration::ZERO));
     let stop = CancellationToken::new();
     let supervisor = supervise(shared.clone(), stop.clone(), std::future::pending);
     let supervisor = tokio::spawn(supervisor);

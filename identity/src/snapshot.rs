@@ -15,7 +15,12 @@ use rustls::{
     sign::CertifiedKey,
 };
 use spiffe::{X509BundleSet, X509Svid};
-use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -106,6 +111,18 @@ impl Snapshot {
     /// and the other one stands still while a machine sleeps.
     pub(crate) fn is_over(&self, wall: SystemTime, now: Instant) -> bool {
         self.not_after <= wall || self.deadline <= now
+    }
+
+    /// What is left of the SVID, by the clock that says less.
+    pub(crate) fn left(&self, wall: SystemTime, now: Instant) -> Duration {
+        let by_day = self.not_after.duration_since(wall).unwrap_or_default();
+        by_day.min(self.deadline.saturating_duration_since(now))
+    }
+
+    /// From its beginning to its end.
+    pub(crate) fn life(&self) -> Duration {
+        let life = self.not_after.duration_since(self.not_before);
+        life.unwrap_or_default()
     }
 
     pub(crate) fn deadline(&self) -> Instant {

@@ -1,6 +1,7 @@
 //! How the manager stands with the Workload API.
 use crate::clock::Doubt;
-use std::fmt;
+use std::{fmt, time::SystemTime};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// How the manager stands with the Workload API, told apart for people, metrics and readiness.
 ///
@@ -79,6 +80,34 @@ impl fmt::Display for IdentityState {
             ),
         }
     }
+}
+
+/// The SVID ends soon and no new one has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenewalOverdue {
+    /// When it ends.
+    pub not_after: SystemTime,
+    /// What is wrong, where that shows; else the Workload API answers and brings none.
+    pub problem: Option<IdentityState>,
+}
+
+impl fmt::Display for RenewalOverdue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = rfc3339(self.not_after);
+        write!(f, "the SVID ends at {end} and no new one has come: ")?;
+        match &self.problem {
+            Some(problem) => problem.fmt(f),
+            None => f.write_str(
+                "the SPIRE agent answers and brings none; check its server, and its log",
+            ),
+        }
+    }
+}
+
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    OffsetDateTime::from(time)
+        .format(&Rfc3339)
+        .unwrap_or_else(|_| "a time beyond the calendar".into())
 }
 
 fn no_such_hint(

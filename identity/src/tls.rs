@@ -4,7 +4,7 @@ use crate::{
     config::{self, ClientSide, Live, Material, Policy},
     stats::{Handshakes, Outcome},
 };
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use rustls::{
     ClientConfig, CommonState, ServerConfig,
     pki_types::{CertificateDer, ServerName, UnixTime},
@@ -135,6 +135,11 @@ impl ClientTls {
         Ok((stream, peer))
     }
 
+    /// Changes whenever a live connection is to be looked at again ([`Self::recheck`]).
+    pub fn changes(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
+        self.inner.manager.snapshots()
+    }
+
     /// Whether a live connection would stand if it were made now: the authority of the peer's
     /// chain (leaf first) may have left the bundle since the handshake, and our own SVID of then
     /// may have ended.
@@ -171,7 +176,7 @@ impl ServerTls {
 
     /// Replaces who is admitted, for handshakes from now on (configuration reload).
     pub fn replace_policy(&self, policy: PeerPolicy) {
-        self.inner.policy.store(Arc::new(policy));
+        self.inner.policy.replace(policy);
     }
 
     /// Whether a live connection would stand if it were made now: the authority of the peer's
@@ -185,7 +190,7 @@ impl ServerTls {
 /// What both sides have: one configuration for each generation, made when it is first needed.
 struct Side<C> {
     manager: SvidManager,
-    policy: Policy,
+    policy: Arc<Policy>,
     alpn: Vec<Vec<u8>>,
     cached: ArcSwapOption<(u64, Arc<C>)>,
 }
@@ -193,8 +198,8 @@ struct Side<C> {
 impl<C> Side<C> {
     fn new(manager: SvidManager, policy: PeerPolicy, alpn: &[&[u8]]) -> Self {
         Self {
+            policy: Policy::new(policy, manager.denied()),
             manager,
-            policy: Arc::new(ArcSwap::from_pointee(policy)),
             alpn: alpn.iter().map(|protocol| protocol.to_vec()).collect(),
             cached: ArcSwapOption::empty(),
         }
@@ -244,7 +249,7 @@ impl<C> Side<C> {
         let (leaf, intermediates) = chain.split_first().ok_or_else(nothing_shown)?;
         let peer = verify(&snapshot, leaf, intermediates, now)
             .map_err(|e| TlsError::Peer(e.to_string()))?;
-        if self.policy.load().admits(&peer.spiffe_id) {
+        if self.policy.admits(&peer.spiffe_id) {
             Ok(())
         } else {
             Err(TlsError::Peer(format!(

@@ -65,7 +65,7 @@ async fn an_svid_has_exactly_the_shape_of_spires() {
     let gw = id("gw");
     assert_eq!(
         sans.value.general_names,
-        [GeneralName::URI(&gw), GeneralName::DNSName("gw.test")]
+        [GeneralName::DNSName("gw.test"), GeneralName::URI(&gw)]
     );
     let usage = leaf.key_usage().unwrap().unwrap();
     // digitalSignature, keyEncipherment, keyAgreement: bits 0, 2, 4.

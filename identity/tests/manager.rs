@@ -267,6 +267,7 @@ fn what_cannot_work_is_refused_at_once() {
         SvidManager::start(SvidConfig {
             endpoint_socket: Some(socket.into()),
             hint: None,
+            ..SvidConfig::default()
         })
         .err()
     };

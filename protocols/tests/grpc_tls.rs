@@ -78,6 +78,7 @@ impl World {
             SvidManager::start(SvidConfig {
                 endpoint_socket: Some(format!("unix://{}", socket.display())),
                 hint: Some(hint.into()),
+                ..SvidConfig::default()
             })
             .unwrap()
         };

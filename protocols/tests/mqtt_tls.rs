@@ -83,6 +83,7 @@ impl Site {
         let manager = SvidManager::start(SvidConfig {
             endpoint_socket: Some(format!("unix://{}", socket.display())),
             hint: Some(hint.into()),
+            ..SvidConfig::default()
         })
         .unwrap();
         manager.ready().await;

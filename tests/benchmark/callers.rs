@@ -179,6 +179,7 @@ async fn identity(socket: &str) -> ClientTls {
     let manager = SvidManager::start(SvidConfig {
         endpoint_socket: Some(socket.to_owned()),
         hint: Some(hints::CONTROL_PLANE.into()),
+        ..SvidConfig::default()
     })
     .unwrap();
     manager.ready().await;

@@ -32,6 +32,7 @@ pub async fn run(args: Handshakes) {
     let manager = SvidManager::start(SvidConfig {
         endpoint_socket: Some(args.socket.clone()),
         hint: Some(hints::CONTROL_PLANE.into()),
+        ..SvidConfig::default()
     })
     .unwrap();
     manager.ready().await;
@@ -98,7 +99,7 @@ pub async fn rotation(stage: &Stage, table: &mut Table, effort: Effort) {
             let mut at = Vec::new();
             for _ in 0..3 {
                 sleep(Duration::from_secs(4)).await;
-                stage.identities.authority.rotate();
+                stage.identities.authority().rotate();
                 at.push(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64());
             }
             at

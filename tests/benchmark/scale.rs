@@ -35,6 +35,7 @@ pub async fn run(args: Idle) {
         let manager = SvidManager::start(SvidConfig {
             endpoint_socket: Some(args.socket.clone()),
             hint: Some(hint.into()),
+            ..SvidConfig::default()
         })
         .unwrap();
         manager.ready().await;

@@ -174,6 +174,7 @@ pub async fn run(args: Signals) {
         SvidManager::start(SvidConfig {
             endpoint_socket: Some(args.socket.clone()),
             hint: Some(hint.into()),
+            ..SvidConfig::default()
         })
         .unwrap()
     };

@@ -22,23 +22,26 @@ use tokio_util::sync::CancellationToken;
 
 /// Serves `/livez` and `/readyz` until `shutdown`.
 ///
-/// `/livez` answers 200 as long as anything does. `/readyz` answers 200 `ready`, or 503 with one
-/// line per component that is not, and why.
+/// `/livez` answers 200 as long as anything does. `/readyz` answers 200 `ready`, with one line per
+/// component that will not be for long, or 503 with one line per component that is not, and why.
 pub async fn serve_health(
     listener: TcpListener,
     readiness: Arc<Readiness>,
     shutdown: CancellationToken,
 ) {
     let readyz = move || {
-        let reasons = readiness.reasons();
+        let (reasons, warnings) = (readiness.reasons(), readiness.warnings());
         async move {
+            let line = |(name, reason): &(String, String)| format!("{name}: {reason}\n");
             if reasons.is_empty() {
-                return (StatusCode::OK, "ready\n".to_owned());
+                let warnings = warnings.iter().map(|w| format!("degraded: {}", line(w)));
+                return (
+                    StatusCode::OK,
+                    "ready\n".to_owned() + &warnings.collect::<String>(),
+                );
             }
-            let lines = reasons
-                .iter()
-                .map(|(name, reason)| format!("{name}: {reason}\n"));
-            (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+            let lines = reasons.iter().map(line).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, lines)
         }
     };
     let livez = || async { "alive\n" };

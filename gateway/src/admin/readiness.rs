@@ -17,6 +17,8 @@ pub struct Readiness {
 struct Standing {
     /// Why it is not ready.
     reason: Option<String>,
+    /// Why it will not be, unless something is done.
+    warning: Option<String>,
     /// Before it was ready for the first time, not being ready is no news for a warning.
     started: bool,
 }
@@ -39,6 +41,7 @@ impl Readiness {
         let name = name.into();
         let standing = Standing {
             reason: Some("starting".to_owned()),
+            warning: None,
             started: false,
         };
         self.lock().insert(name.clone(), standing);
@@ -57,17 +60,27 @@ impl Readiness {
         set.collect()
     }
 
+    /// Each component that works, and will not for long, with the reason.
+    pub fn warnings(&self) -> Vec<(String, String)> {
+        let standings = self.lock();
+        let set = standings
+            .iter()
+            .filter_map(|(name, standing)| Some((name.clone(), standing.warning.clone()?)));
+        set.collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Standing>> {
         self.standings
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, name: &str, reason: Option<String>) {
+    fn set(&self, name: &str, reason: Option<String>, warning: Option<String>) {
         let mut standings = self.lock();
         let Some(standing) = standings.get_mut(name) else {
             return;
         };
+        standing.warning = warning;
         if standing.reason == reason {
             return;
         }
@@ -86,14 +99,22 @@ impl Readiness {
 impl Component {
     /// The component works.
     pub fn ready(&self) {
-        self.readiness.set(&self.name, None);
+        self.readiness.set(&self.name, None, None);
+    }
+
+    /// The component works, and will not for long, for a reason that people can act on.
+    pub fn degraded(&self, reason: impl fmt::Display) {
+        self.readiness.set(&self.name, None, Some(one_line(reason)));
     }
 
     /// It does not, for a reason that people can act on; kept on one line.
     pub fn not_ready(&self, reason: impl fmt::Display) {
-        let reason = reason.to_string().replace(char::is_control, " ");
-        self.readiness.set(&self.name, Some(reason));
+        self.readiness.set(&self.name, Some(one_line(reason)), None);
     }
+}
+
+fn one_line(reason: impl fmt::Display) -> String {
+    reason.to_string().replace(char::is_control, " ")
 }
 
 /// What is no longer there keeps nobody from being ready.

@@ -67,6 +67,15 @@ async fn readyz_names_each_component_that_is_not_ready_on_a_line_of_its_own() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(body(&answer), "ready\n");
 
+    identity.degraded("the SVID ends soon");
+    let answer = get(server.address, "/readyz").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(
+        body(&answer),
+        "ready\ndegraded: identity: the SVID ends soon\n"
+    );
+    identity.ready();
+
     journal.not_ready("the disk is full");
     assert!(
         get(server.address, "/readyz")

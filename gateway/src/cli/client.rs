@@ -108,6 +108,7 @@ impl IdentityArgs {
         Ok(SvidConfig {
             endpoint_socket,
             hint: self.hint.clone(),
+            ..SvidConfig::default()
         })
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     policy::{MethodSet, Policy},
 };
 use portarium_identity::{
-    PeerPolicy, SvidConfig,
+    PeerPolicy, SpiffeIdPattern, SvidConfig,
     token::{KeysConfig, TokenRules},
 };
 use portarium_protocols::{
@@ -165,6 +165,8 @@ pub struct Reloadable {
     pub robots: Vec<RobotConfig>,
     /// `[[policy]]`: who may do what. At least one rule, but in development.
     pub policy: Policy,
+    /// `identity.deny`: with whom there is no connection, in either direction. Default: nobody.
+    pub denied: Vec<SpiffeIdPattern>,
 }
 
 /// `[[robots]]`: a robot.
@@ -281,6 +283,10 @@ impl Config {
                 a.identity.endpoint_socket != b.identity.endpoint_socket,
             ),
             ("identity.hint", a.identity.hint != b.identity.hint),
+            (
+                "identity.renew_before",
+                a.identity.renew_before != b.identity.renew_before,
+            ),
             ("grpc.listen", a.grpc_listen != b.grpc_listen),
             ("health.listen", a.health_listen != b.health_listen),
             ("admin.listen", a.admin_listen != b.admin_listen),

@@ -32,7 +32,7 @@ type Environment<'a> = &'a [(OsString, OsString)];
 
 pub(super) fn config(
     source: &Source,
-    raw: raw::Raw,
+    mut raw: raw::Raw,
     environment: Environment<'_>,
 ) -> Result<Config, ConfigError> {
     let development = development(source, raw.development, environment)?;
@@ -61,6 +61,11 @@ pub(super) fn config(
     )?;
 
     let brokers = robots::brokers(source, raw.mqtt, development)?;
+    let denied = peers::patterns(
+        source,
+        "identity.deny",
+        raw.identity.deny.take().unwrap_or_default(),
+    )?;
     let robots = robots::robots(source, raw.robots, &brokers, development)?;
     let identity = identity(source, raw.identity, development, environment)?;
     Ok(Config {
@@ -78,6 +83,7 @@ pub(super) fn config(
         reloadable: Reloadable {
             robots,
             policy: peers::policy(source, raw.policy, development)?,
+            denied,
         },
     })
 }
@@ -200,9 +206,12 @@ fn identity(
             "is empty; write the hint or remove the key",
         ));
     }
+    let usual = SvidConfig::default().renew_before;
+    let renew_before = duration(source, "identity.renew_before", raw.renew_before, usual)?;
     Ok(SvidConfig {
         endpoint_socket,
         hint,
+        renew_before,
     })
 }
 

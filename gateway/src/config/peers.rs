@@ -71,7 +71,7 @@ fn list(
     Ok(texts)
 }
 
-fn patterns(
+pub(super) fn patterns(
     source: &Source,
     key: &str,
     texts: Vec<raw::Text>,

@@ -29,6 +29,8 @@ pub(super) struct Raw {
 pub(super) struct RawIdentity {
     pub(super) endpoint_socket: Option<Text>,
     pub(super) hint: Option<Text>,
+    pub(super) renew_before: Option<Text>,
+    pub(super) deny: Option<Vec<Text>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -379,6 +379,7 @@ async fn identity(dir: &Path, hint: &str) -> anyhow::Result<SvidManager> {
     let manager = SvidManager::start(SvidConfig {
         endpoint_socket: Some(format!("unix://{}", dir.join("agent.sock").display())),
         hint: Some(hint.to_owned()),
+        ..SvidConfig::default()
     })?;
     timeout(PATIENCE, manager.ready())
         .await

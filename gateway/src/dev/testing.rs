@@ -187,6 +187,7 @@ impl Identities {
         let config = SvidConfig {
             endpoint_socket: Some(format!("unix://{}", socket.display())),
             hint: Some(name.into()),
+            ..SvidConfig::default()
         };
         let manager = SvidManager::start(config).unwrap();
         manager.ready().await;

@@ -42,6 +42,8 @@ pub struct IdentitySample {
     pub state: IdentityState,
     /// Generation and NotAfter of the current SVID.
     pub svid: Option<(u64, SystemTime)>,
+    /// Whether its successor should be here by now.
+    pub renewal_overdue: bool,
     /// What was counted since the start.
     pub stats: IdentityStats,
 }
@@ -174,6 +176,11 @@ impl Page<'_> {
                 )?
                 .encode_gauge(&left)?;
         }
+        self.gauge(
+            "svid_renewal_overdue",
+            "1 while the current SVID ends soon and no new one has come",
+            &u64::from(identity.renewal_overdue),
+        )?;
         let stats = &identity.stats;
         self.counter(
             "svid_rotations",

@@ -11,6 +11,7 @@ fn sampled() -> Arc<Metrics> {
     metrics.ask_identity(|| IdentitySample {
         state: IdentityState::PermissionDenied,
         svid: Some((7, SystemTime::now() + Duration::from_secs(100))),
+        renewal_overdue: true,
         stats: IdentityStats {
             rotations: 6,
             reconnects: 2,
@@ -90,6 +91,7 @@ fn every_metric_is_there_with_its_value() {
         r#"build_info{version="0.1.0"} 1"#,
         r#"identity_state{state="permission_denied"} 1"#,
         r#"identity_state{state="ready"} 0"#,
+        "svid_renewal_overdue 1",
         "svid_generation 7",
         "svid_rotations_total 6",
         "workload_api_reconnects_total 2",

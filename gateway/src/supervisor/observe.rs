@@ -106,6 +106,7 @@ pub(super) fn identity(manager: &SvidManager) -> IdentitySample {
         svid: manager
             .current()
             .map(|svid| (svid.generation, svid.not_after)),
+        renewal_overdue: manager.renewal_overdue().is_some(),
         stats: manager.stats(),
     }
 }

@@ -83,11 +83,13 @@ impl Gateway {
         })?;
         let identity = match config.development {
             Some(_) => None,
-            None => Some(
-                SvidManager::start(config.identity.clone()).map_err(|error| {
+            None => {
+                let manager = SvidManager::start(config.identity.clone()).map_err(|error| {
                     key_error(file, "identity.endpoint_socket", &error_chain(&error))
-                })?,
-            ),
+                })?;
+                manager.deny(config.reloadable.denied.clone());
+                Some(manager)
+            }
         };
         let token_keys = match &config.tokens {
             None => None,

@@ -28,7 +28,10 @@ pub(super) async fn identity(manager: SvidManager, component: Component) {
         // In this order: the state tells then why there is none.
         let none = manager.current().is_none();
         match manager.state() {
-            IdentityState::Ready => component.ready(),
+            IdentityState::Ready => match manager.renewal_overdue() {
+                Some(overdue) => component.degraded(overdue),
+                None => component.ready(),
+            },
             state @ IdentityState::ClockInDoubt(_) => component.not_ready(state),
             state if none => component.not_ready(state),
             // The last good SVID still serves.

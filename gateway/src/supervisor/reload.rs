@@ -18,6 +18,7 @@ pub(super) struct Reloader {
     pub(super) adapters: Arc<Adapters>,
     pub(super) engine: Engine,
     pub(super) policy: Arc<ArcSwap<Policy>>,
+    pub(super) identity: Option<SvidManager>,
     pub(super) tls: Option<ServerTls>,
     pub(super) connections: Arc<Connections>,
     pub(super) audit: Audit,
@@ -78,6 +79,9 @@ impl Reloader {
         self.adapters.replace(shares)?;
         self.engine.replace_robots(specs)?;
         self.policy.store(Arc::new(next.policy.clone()));
+        if let Some(identity) = &self.identity {
+            identity.deny(next.denied.clone());
+        }
         if let Some(tls) = &self.tls {
             tls.replace_policy(next.policy.peer_policy());
             let cut = self.connections.recheck(tls);

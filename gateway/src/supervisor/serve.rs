@@ -173,6 +173,7 @@ impl Gateway {
             adapters: adapters.clone(),
             engine: engine.clone(),
             policy,
+            identity: identity.clone(),
             tls,
             connections,
             audit: audit.clone(),

@@ -228,6 +228,7 @@ impl World {
                 folder.path().join("agent.sock").display()
             )),
             hint: Some("robotics-gateway".into()),
+            ..SvidConfig::default()
         })
         .unwrap();
         timeout(Duration::from_secs(10), manager.ready())

@@ -1,10 +1,10 @@
 //! Certificate authorities in memory, and certificates of exactly SPIRE's shape.
-use super::AuthorityError;
-use aws_lc_rs::rand;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+use super::{
+    AuthorityError,
+    extensions::{About, extensions},
 };
+use aws_lc_rs::rand;
+use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, Issuer, KeyPair, SerialNumber};
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -53,6 +53,7 @@ pub struct Minted {
 /// One X.509 authority.
 pub(super) struct Ca {
     issuer: Issuer<'static, KeyPair>,
+    key_id: Vec<u8>,
     pub(super) certificate: Vec<u8>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
@@ -79,12 +80,18 @@ impl Ca {
             (DnType::CustomDnType(vec![2, 5, 4, 5]), &number.to_string()),
         ])?;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key_id = params.key_identifier(&key);
+        params.custom_extensions = extensions(&About {
+            is_ca: true,
+            key: &key_id,
+            signer: None,
+            dns_names: &[],
+            uris: &[format!("spiffe://{trust_domain}")],
+        })?;
         let certificate = params.self_signed(&key).map_err(sign)?.der().to_vec();
         Ok(Self {
             issuer: Issuer::new(params, key),
+            key_id,
             certificate,
             not_before: now,
             not_after: now + ttl,
@@ -104,7 +111,7 @@ impl Ca {
     pub(super) fn mint(&self, spec: &MintSpec) -> Result<Minted, AuthorityError> {
         let key = KeyPair::generate().map_err(sign)?;
         let certificate = self
-            .params(spec)?
+            .params(spec, &key)?
             .signed_by(&key, &self.issuer)
             .map_err(sign)?;
         Ok(Minted {
@@ -113,7 +120,7 @@ impl Ca {
         })
     }
 
-    fn params(&self, spec: &MintSpec) -> Result<CertificateParams, AuthorityError> {
+    fn params(&self, spec: &MintSpec, key: &KeyPair) -> Result<CertificateParams, AuthorityError> {
         let mut params = CertificateParams::default();
         params.not_before = date(spec.not_before);
         params.not_after = date(spec.not_after.min(self.not_after));
@@ -126,25 +133,13 @@ impl Ca {
         }
         params.distinguished_name = name(&subject)?;
         params.serial_number = Some(SerialNumber::from_slice(&serial()?));
-        let uris = spec.uris.iter().map(|text| uri(text));
-        let dns_names = spec.dns_names.iter().map(|text| dns_name(text));
-        params.subject_alt_names = uris.chain(dns_names).collect::<Result<_, _>>()?;
-        params.use_authority_key_identifier_extension = true;
-        if spec.is_ca {
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        } else {
-            params.is_ca = IsCa::ExplicitNoCa;
-            params.key_usages = vec![
-                KeyUsagePurpose::DigitalSignature,
-                KeyUsagePurpose::KeyEncipherment,
-                KeyUsagePurpose::KeyAgreement,
-            ];
-            params.extended_key_usages = vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ];
-        }
+        params.custom_extensions = extensions(&About {
+            is_ca: spec.is_ca,
+            key: &params.key_identifier(key),
+            signer: Some(&self.key_id),
+            dns_names: &spec.dns_names,
+            uris: &spec.uris,
+        })?;
         Ok(params)
     }
 }
@@ -179,16 +174,4 @@ fn name(parts: &[(DnType, &str)]) -> Result<DistinguishedName, AuthorityError> {
         name.push(kind.clone(), value);
     }
     Ok(name)
-}
-
-fn uri(text: &str) -> Result<SanType, AuthorityError> {
-    text.try_into()
-        .map(SanType::URI)
-        .map_err(|e| AuthorityError::Config(format!("{text:?} cannot be a URI: {e}")))
-}
-
-fn dns_name(text: &str) -> Result<SanType, AuthorityError> {
-    text.try_into()
-        .map(SanType::DnsName)
-        .map_err(|e| AuthorityError::Config(format!("{text:?} cannot be a DNS name: {e}")))
 }

@@ -92,6 +92,40 @@ impl Mint {
         self.publish(&mut state)
     }
 
+    pub(super) fn prepare(&self) -> Result<(), AuthorityError> {
+        let mut state = self.state();
+        state.prepare(self.trust_domain.as_str(), self.ca_ttl, SystemTime::now())?;
+        self.publish_bundle(&state);
+        Ok(())
+    }
+
+    /// As SPIRE does, which tells nobody: the bundle has it already.
+    pub(super) fn activate(&self) {
+        self.state().activate();
+    }
+
+    pub(super) fn revoke(&self) {
+        let mut state = self.state();
+        state.retired.clear();
+        self.publish_bundle(&state);
+    }
+
+    /// The SVIDs of before with the bundle of now.
+    fn publish_bundle(&self, state: &State) {
+        let bundle: Vec<u8> = state.bundle().flatten().copied().collect();
+        self.issued.send_modify(|issued| {
+            let mut x509 = issued.x509.clone();
+            for svid in &mut x509.svids {
+                svid.bundle.clone_from(&bundle);
+            }
+            *issued = Arc::new(Issued {
+                x509,
+                bundle,
+                entries: issued.entries.clone(),
+            });
+        });
+    }
+
     fn publish(&self, state: &mut State) -> Result<(), AuthorityError> {
         self.issued
             .send_replace(Arc::new(state.issue(self.svid_ttl)?));
@@ -183,14 +217,28 @@ impl State {
         self.retired.retain(|(_, end)| *end > now);
         let age = self.active.age(now);
         if age >= PREPARE && self.next.is_none() {
-            self.next = Some(Ca::new(trust_domain, ttl, now)?);
-        } else if age >= ACTIVATE
-            && let Some(next) = self.next.take()
-        {
+            self.prepare(trust_domain, ttl, now)?;
+        } else if age >= ACTIVATE {
+            self.activate();
+        }
+        Ok(())
+    }
+
+    fn prepare(
+        &mut self,
+        trust_domain: &str,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<(), AuthorityError> {
+        self.next = Some(Ca::new(trust_domain, ttl, now)?);
+        Ok(())
+    }
+
+    fn activate(&mut self) {
+        if let Some(next) = self.next.take() {
             let old = std::mem::replace(&mut self.active, next);
             self.retired.push((old.certificate, old.not_after));
         }
-        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::interceptor::InterceptedService, transport::Server};
 
 mod ca;
+mod extensions;
 mod http2;
 mod jwt;
 mod mint;
@@ -137,6 +138,26 @@ impl Authority {
     /// Issues new SVIDs to all followers now.
     pub fn rotate(&self) {
         log(self.mint.rotate());
+    }
+
+    /// Makes the next X.509 authority, and adds it to the bundle.
+    pub fn prepare(&self) {
+        log(self.mint.prepare());
+    }
+
+    /// Has the prepared authority sign what is issued from now on.
+    pub fn activate(&self) {
+        self.mint.activate();
+    }
+
+    /// Issues anew what the authority before signed.
+    pub fn taint(&self) {
+        self.rotate();
+    }
+
+    /// Takes all authorities that sign no longer out of the bundle.
+    pub fn revoke(&self) {
+        self.mint.revoke();
     }
 
     /// Replaces the entries; followers hear of it at once. Empty: PermissionDenied. Entries that

@@ -84,6 +84,7 @@ pub fn follow(socket: &Path, hint: Option<&str>) -> SvidManager {
     SvidManager::start(SvidConfig {
         endpoint_socket: Some(format!("unix://{}", socket.display())),
         hint: hint.map(str::to_owned),
+        ..SvidConfig::default()
     })
     .unwrap()
 }

@@ -2,17 +2,19 @@
 
 use super::config::{Broker, MqttConfig};
 use crate::copies::RETRANSMITTED_FOR;
-use portarium_identity::{ClientTls, IdentityError, Lease, Peer, TlsError};
+use portarium_identity::{ClientTls, IdentityError, Lease, Peer, Snapshot, TlsError};
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
     io,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    sync::watch,
     time::timeout,
 };
 
@@ -126,11 +128,20 @@ pub(crate) struct Dialled {
 /// withdrawn, while it lives.
 pub(crate) struct Trust {
     tls: ClientTls,
+    changes: watch::Receiver<Option<Arc<Snapshot>>>,
     peer: Peer,
     chain: Vec<CertificateDer<'static>>,
 }
 
 impl Trust {
+    /// Whether anything that it stands on may be another since the last call.
+    pub(crate) fn may_have_changed(&mut self) -> bool {
+        // The sender lives in the manager, and that in `tls`.
+        let changed = self.changes.has_changed().unwrap_or_default();
+        self.changes.mark_unchanged();
+        changed
+    }
+
     pub(crate) fn recheck(&self) -> Result<(), LinkError> {
         let checked = self.tls.recheck(&self.peer, &self.chain);
         checked.map_err(LinkError::Distrusted)
@@ -180,10 +191,12 @@ impl Dialer {
         };
         let name = ServerName::try_from(self.broker.host.clone())
             .map_err(|_| LinkError::Host(self.broker.host.clone()))?;
+        let changes = tls.changes();
         let (stream, peer) = tls.connect(name, tcp).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let trust = Trust {
             tls: tls.clone(),
+            changes,
             peer: peer.clone(),
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
         };

@@ -172,6 +172,7 @@ impl Common {
         let manager = SvidManager::start(SvidConfig {
             endpoint_socket: self.socket.clone(),
             hint: self.hint.clone(),
+            ..SvidConfig::default()
         })?;
         if timeout(READY_TIME, manager.ready()).await.is_err() {
             bail!("no SVID within {READY_TIME:?}: {}", manager.state());

@@ -70,7 +70,7 @@ async fn besieged(name: &'static str, behind: &[&str]) -> Siege {
 /// may answer late.
 async fn newcomers(house: &House) -> (Vec<Duration>, usize) {
     let shown = with_id(
-        &house.identities.authority,
+        house.identities.authority(),
         &spiffe_id(hints::CONTROL_PLANE),
     );
     let door = Door::of(house, Some(&shown));

@@ -27,7 +27,7 @@ pub fn intruder(house: &House) -> Door {
 }
 
 pub fn shown(house: &House, name: &str) -> Shown {
-    with_id(&house.identities.authority, &spiffe_id(name))
+    with_id(house.identities.authority(), &spiffe_id(name))
 }
 
 /// A connection that nobody keeps alive is closed after 15 s at the latest.

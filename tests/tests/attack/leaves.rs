@@ -399,7 +399,7 @@ fn critical() -> CustomExtension {
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn no_certificate_of_the_wrong_form_gets_in_though_our_own_authority_signed_it() {
     let siege = Siege::begin("attack, certificates", &[], WILD).await;
-    let authority = &siege.house.identities.authority;
+    let authority = siege.house.identities.authority();
     let mut cases = ids(authority);
     cases.extend(forms(authority));
     cases.extend(chains(authority));
@@ -443,7 +443,7 @@ async fn no_certificate_of_the_wrong_form_gets_in_though_our_own_authority_signe
 async fn what_is_no_tls_1_3_for_http_2_gets_nothing() {
     let siege = Siege::begin("attack, no TLS 1.3", &[], "").await;
     let shown = with_id(
-        &siege.house.identities.authority,
+        siege.house.identities.authority(),
         &spiffe_id(hints::CONTROL_PLANE),
     );
     let door = Door::of(&siege.house, Some(&shown));

@@ -47,13 +47,13 @@ struct Robot {
 
 impl Robot {
     async fn connected(house: &House, name: &str) -> Self {
-        let minted = house.identities.authority.mint(&MintSpec {
+        let minted = house.identities.authority().mint(&MintSpec {
             dns_names: vec![name.into()],
             ..MintSpec::svid(spiffe_id(name), VALID)
         });
         let shown = Shown::from(minted.unwrap());
         let mut roots = RootCertStore::empty();
-        for authority in house.identities.authority.bundle() {
+        for authority in house.identities.authority().bundle() {
             roots.add(CertificateDer::from(authority)).unwrap();
         }
         let tls = ClientConfig::builder()

@@ -48,7 +48,7 @@ impl Door {
 
     pub fn speaking(house: &House, shown: Option<&Shown>, alpn: &[&[u8]]) -> Self {
         let mut roots = RootCertStore::empty();
-        for authority in house.identities.authority.bundle() {
+        for authority in house.identities.authority().bundle() {
             roots.add(CertificateDer::from(authority)).unwrap();
         }
         let config = ClientConfig::builder().with_root_certificates(roots);

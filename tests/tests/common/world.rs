@@ -159,6 +159,7 @@ impl World {
         let manager = SvidManager::start(SvidConfig {
             endpoint_socket: Some(self.socket()),
             hint: Some(hint.into()),
+            ..SvidConfig::default()
         })
         .unwrap();
         timeout(LIMIT, manager.ready())

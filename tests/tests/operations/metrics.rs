@@ -99,6 +99,7 @@ const MOVES: &[(&str, &[&str])] = &[
 const STAYS: &[&str] = &[
     "build_info",
     "identity_state",
+    "svid_renewal_overdue",
     "adapter_connected",
     "adapter_svid_generation",
     "grpc_connections_turned_away_total",
