@@ -1,6 +1,9 @@
-//! An authority with everybody's entries, and identities from it.
+//! An authority with everybody's entries, and identities from it: the embedded one, or real SPIRE.
 
-use crate::mosquitto::Files;
+use crate::{
+    mosquitto::Files,
+    spire::{Registration, Spire, on_spire},
+};
 use base64ct::{Base64, Encoding as _};
 use portarium_identity::{
     PeerPolicy, SpiffeIdPattern, SvidConfig, SvidManager,
@@ -8,6 +11,7 @@ use portarium_identity::{
 };
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,11 +32,18 @@ const TRUST_DOMAIN: &str = "portarium.robotics";
 /// The shortest lifetime there is: SVIDs rotate every 5 s.
 const TTL: Duration = Duration::from_secs(10);
 
-/// A running authority of the trust domain `portarium.robotics`.
+/// A running authority of the trust domain `portarium.robotics`: real SPIRE under
+/// `tests/run --spire`, else the embedded one.
 pub struct Identities {
-    /// To rotate, pause and re-enter.
-    pub authority: Authority,
+    source: Source,
     socket: PathBuf,
+    entries: Vec<Entry>,
+    ttl: Duration,
+}
+
+enum Source {
+    Embedded(Authority),
+    Spire(Arc<Spire>),
 }
 
 /// The SPIFFE ID behind a hint: `spiffe://portarium.robotics/ns/portarium/sa/HINT/test`.
@@ -53,16 +64,116 @@ impl Identities {
 
     /// As [`Self::start`], with SVIDs that live for so long.
     pub async fn living(dir: &Path, robots: &[&str], ttl: Duration) -> Self {
-        let socket = dir.join("agent.sock");
-        let authority = Authority::start(AuthorityConfig {
-            trust_domain: TRUST_DOMAIN.into(),
-            socket: socket.clone(),
-            svid_ttl: ttl,
-            entries: entries(robots),
-        })
-        .await
-        .unwrap();
-        Self { authority, socket }
+        let entries = entries(robots);
+        let (source, socket) = if on_spire() {
+            let spire = Spire::shared().await;
+            spire.register(registrations(&entries, ttl)).await;
+            let socket = spire.socket();
+            (Source::Spire(spire), socket)
+        } else {
+            let socket = dir.join("agent.sock");
+            let authority = Authority::start(AuthorityConfig {
+                trust_domain: TRUST_DOMAIN.into(),
+                socket: socket.clone(),
+                svid_ttl: ttl,
+                entries: entries.clone(),
+            })
+            .await
+            .unwrap();
+            (Source::Embedded(authority), socket)
+        };
+        Self {
+            source,
+            socket,
+            entries,
+            ttl,
+        }
+    }
+
+    /// The embedded authority, for what only it does.
+    pub fn authority(&self) -> &Authority {
+        match &self.source {
+            Source::Embedded(authority) => authority,
+            Source::Spire(_) => panic!("this test needs the embedded authority"),
+        }
+    }
+
+    /// Real SPIRE, for what only it does.
+    pub fn spire(&self) -> &Spire {
+        match &self.source {
+            Source::Embedded(_) => {
+                panic!("this test needs real SPIRE: run it by tests/run --spire")
+            }
+            Source::Spire(spire) => spire,
+        }
+    }
+
+    /// Deletes the entry with this hint. Followers may hear of it a little later.
+    pub async fn delete(&self, hint: &str) {
+        let mut left = self.entries.clone();
+        left.retain(|entry| entry.hint != hint);
+        self.have(left).await;
+    }
+
+    /// Makes all entries of the beginning, and only those, be there.
+    pub async fn restore(&self) {
+        self.have(self.entries.clone()).await;
+    }
+
+    /// Makes the next authority, and waits until the agent serves it in the bundle.
+    pub async fn prepare(&self) {
+        match &self.source {
+            Source::Embedded(authority) => authority.prepare(),
+            Source::Spire(spire) => spire.prepare().await,
+        }
+    }
+
+    /// Has the prepared authority sign from now on.
+    pub async fn activate(&self) {
+        match &self.source {
+            Source::Embedded(authority) => authority.activate(),
+            Source::Spire(spire) => spire.activate().await,
+        }
+    }
+
+    /// Has everything that the authority before signed issued anew, and waits until the agent
+    /// serves that.
+    pub async fn taint(&self) {
+        match &self.source {
+            Source::Embedded(authority) => authority.taint(),
+            Source::Spire(spire) => spire.taint().await,
+        }
+    }
+
+    /// Takes the authority before out of the bundle. Followers may hear of it a little later.
+    pub async fn revoke(&self) {
+        match &self.source {
+            Source::Embedded(authority) => authority.revoke(),
+            Source::Spire(spire) => spire.revoke().await,
+        }
+    }
+
+    /// Has nobody's SVID renewed from now on: an authority that is silent, a server that is down.
+    pub async fn stop_renewing(&self) {
+        match &self.source {
+            Source::Embedded(authority) => authority.pause(),
+            Source::Spire(spire) => spire.kill_server(),
+        }
+    }
+
+    /// Ends [`Self::stop_renewing`].
+    pub async fn renew_again(&self) {
+        match &self.source {
+            Source::Embedded(authority) => authority.resume(),
+            Source::Spire(spire) => spire.start_server().await,
+        }
+    }
+
+    async fn have(&self, entries: Vec<Entry>) {
+        match &self.source {
+            Source::Embedded(authority) => authority.set_entries(entries),
+            Source::Spire(spire) => spire.register(registrations(&entries, self.ttl)).await,
+        }
     }
 
     /// The Workload API as `endpoint_socket` wants it.
@@ -75,6 +186,7 @@ impl Identities {
         let manager = SvidManager::start(SvidConfig {
             endpoint_socket: Some(self.endpoint()),
             hint: Some(hint.into()),
+            ..SvidConfig::default()
         })
         .unwrap();
         crate::soon("an SVID", manager.ready()).await;
@@ -90,21 +202,43 @@ impl Identities {
     /// A certificate of this authority that is not renewed, for peers that cannot be told of a new
     /// one.
     pub(crate) fn lasting(&self, hint: &str, ttl: Duration) -> Files {
-        let mut known = entries(&[]).into_iter();
+        let mut known = self.entries.iter();
         let entry = known.find(|entry| entry.hint == hint).unwrap();
-        let minted = self.authority.mint(&MintSpec {
-            dns_names: entry.dns_names,
-            ..MintSpec::svid(entry.spiffe_id, ttl)
-        });
-        let minted = minted.unwrap();
-        let certificates =
-            |all: &[Vec<u8>]| -> String { all.iter().map(|der| pem("CERTIFICATE", der)).collect() };
-        Files {
-            bundle: certificates(&self.authority.bundle()),
-            chain: certificates(&minted.chain_der),
-            key: pem("PRIVATE KEY", &minted.key_pkcs8_der),
+        match &self.source {
+            Source::Embedded(authority) => minted(authority, entry, ttl),
+            Source::Spire(spire) => {
+                let dir = tempfile::tempdir().unwrap();
+                spire.mint(&entry.spiffe_id, &entry.dns_names, ttl, dir.path());
+                Files::read(dir.path())
+            }
         }
     }
+}
+
+fn minted(authority: &Authority, entry: &Entry, ttl: Duration) -> Files {
+    let minted = authority.mint(&MintSpec {
+        dns_names: entry.dns_names.clone(),
+        ..MintSpec::svid(entry.spiffe_id.clone(), ttl)
+    });
+    let minted = minted.unwrap();
+    let certificates =
+        |all: &[Vec<u8>]| -> String { all.iter().map(|der| pem("CERTIFICATE", der)).collect() };
+    Files {
+        bundle: certificates(&authority.bundle()),
+        chain: certificates(&minted.chain_der),
+        key: pem("PRIVATE KEY", &minted.key_pkcs8_der),
+    }
+}
+
+fn registrations(entries: &[Entry], ttl: Duration) -> Vec<Registration> {
+    let registration = |entry: &Entry| Registration {
+        spiffe_id: entry.spiffe_id.clone(),
+        hint: entry.hint.clone(),
+        dns_names: entry.dns_names.clone(),
+        ttl,
+        federates_with: Vec::new(),
+    };
+    entries.iter().map(registration).collect()
 }
 
 fn pem(label: &str, der: &[u8]) -> String {

@@ -24,9 +24,11 @@ mod network;
 mod power;
 mod process;
 mod proxy;
+mod pushes;
 mod records;
 mod robots;
 mod shim;
+mod spire;
 mod verdict;
 mod vitals;
 mod watch;
@@ -44,9 +46,11 @@ pub use network::{Fault, Network, Place, in_a_network_of_its_own};
 pub use power::{Disk, Told, Unsynced};
 pub use process::{Process, binary, free_port};
 pub use proxy::{Link, Proxy, SlowLine};
+pub use pushes::Pushes;
 pub use records::{JournalRow, audit, journal, metric, status_of};
 pub use robots::{SimRobot, grpc_robot, mqtt_robot};
 pub use shim::{Errno, Shim};
+pub use spire::{Registration, Spire, on_spire};
 pub use verdict::{Fate, Verdict, fates};
 pub use vitals::{Vitals, rise};
 pub use watch::Watch;
@@ -134,6 +138,13 @@ pub fn assert_prompt(stops: &[Duration]) {
     assert!(most < Duration::from_millis(250), "{}", spread(stops));
     let slowest = sorted[sorted.len() - 1];
     assert!(slowest < Duration::from_secs(1), "{}", spread(stops));
+}
+
+/// The time within which so many parts of all samples (0.99, say) were.
+pub fn quantile(samples: &[Duration], part: f64) -> Duration {
+    let mut sorted = samples.to_vec();
+    sorted.sort();
+    sorted[((sorted.len() - 1) as f64 * part) as usize]
 }
 
 /// Prints a figure of the test, in a form that `tests/run` collects.

@@ -8,6 +8,7 @@ use std::{
     io::Write as _,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -81,7 +82,8 @@ impl Mosquitto {
         .await
     }
 
-    /// Started, and listening, with an SVID that is renewed as the authority renews it.
+    /// Started, and listening, with an SVID and authorities that follow the agent's. While an
+    /// authority is taken away it is started anew: OpenSSL keeps what it has read.
     pub async fn rotating(dir: &Path, identities: &Identities) -> Self {
         let manager = identities.manager(hints::BROKER).await;
         let first = manager.ready().await;
@@ -89,13 +91,14 @@ impl Mosquitto {
             Files::of(&first).write(dir)
         })
         .await;
-        let follower = follow(
-            broker.dir.clone(),
-            manager,
-            broker.process.clone(),
-            broker.rotations.clone(),
-        );
-        broker.follower = Some(tokio::spawn(follower));
+        let follower = Follower {
+            place: broker.place.clone(),
+            dir: broker.dir.clone(),
+            process: broker.process.clone(),
+            rotations: broker.rotations.clone(),
+            authorities: split(&first.bundle_pem()),
+        };
+        broker.follower = Some(tokio::spawn(follower.follow(manager)));
         broker
     }
 
@@ -206,7 +209,7 @@ fn mutual_tls(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "require_certificate true\n\
-         cafile {dir}/bundle.pem\n\
+         capath {dir}/authorities\n\
          certfile {dir}/svid.pem\n\
          keyfile {dir}/key.pem\n\
          tls_version tlsv1.3\n\
@@ -216,26 +219,49 @@ fn mutual_tls(dir: &Path) -> String {
     )
 }
 
-/// mosquitto reads its own certificate and key again on SIGHUP.
-async fn follow(
+/// Keeps a mosquitto's files as its identity is.
+struct Follower {
+    place: Place,
     dir: PathBuf,
-    manager: SvidManager,
     process: Arc<Mutex<Process>>,
     rotations: Arc<AtomicU64>,
-) {
-    let mut snapshots = manager.snapshots();
-    snapshots.borrow_and_update();
-    while snapshots.changed().await.is_ok() {
-        let snapshot = snapshots.borrow_and_update().clone();
-        if let Some(snapshot) = snapshot {
-            Files::of(&snapshot).write(&dir);
-            let mut process = lock(&process);
-            if process.ended().is_none() {
-                process.signal(Signal::HUP);
-                rotations.fetch_add(1, Ordering::Relaxed);
+    authorities: Vec<String>,
+}
+
+impl Follower {
+    async fn follow(mut self, manager: SvidManager) {
+        let mut snapshots = manager.snapshots();
+        while snapshots.changed().await.is_ok() {
+            let snapshot = snapshots.borrow_and_update().clone();
+            if let Some(snapshot) = snapshot {
+                self.take(&snapshot);
             }
         }
     }
+
+    fn take(&mut self, snapshot: &Snapshot) {
+        let files = Files::of(snapshot);
+        files.write(&self.dir);
+        let next = split(&files.bundle);
+        let revoked = self.authorities.iter().any(|before| !next.contains(before));
+        self.authorities = next;
+        let mut process = lock(&self.process);
+        // Whoever runs one has it started again when it crashes, as it may (see [`Mosquitto::start`]).
+        if revoked || process.ended().is_some() {
+            process.kill();
+            *process = spawn(&self.place, &self.dir);
+        } else {
+            // It reads its certificate and key again. Authorities that were added it finds by itself.
+            process.signal(Signal::HUP);
+        }
+        self.rotations.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The certificates of a bundle.
+fn split(bundle: &str) -> Vec<String> {
+    let certificates = bundle.split_inclusive("-----END CERTIFICATE-----\n");
+    certificates.map(str::to_owned).collect()
 }
 
 /// What mosquitto reads, PEM.
@@ -254,10 +280,36 @@ impl Files {
         }
     }
 
+    /// What [`Self::write`] wrote, or SPIRE's server minted.
+    pub(crate) fn read(dir: &Path) -> Self {
+        let read = |name| fs::read_to_string(dir.join(name)).unwrap();
+        Self {
+            bundle: read("bundle.pem"),
+            chain: read("svid.pem"),
+            key: read("key.pem"),
+        }
+    }
+
     pub(crate) fn write(&self, dir: &Path) {
         write(&dir.join("bundle.pem"), &self.bundle);
         write(&dir.join("svid.pem"), &self.chain);
         write(&dir.join("key.pem"), &self.key);
+        self.write_authorities(&dir.join("authorities"));
+    }
+
+    /// Each in a file of its own, under the names by which OpenSSL looks for them.
+    fn write_authorities(&self, dir: &Path) {
+        let _ = fs::remove_dir_all(dir.with_extension("old"));
+        let new = dir.with_extension("new");
+        let _ = fs::remove_dir_all(&new);
+        fs::create_dir(&new).unwrap();
+        for (n, certificate) in split(&self.bundle).iter().enumerate() {
+            fs::write(new.join(format!("{n}.pem")), certificate).unwrap();
+        }
+        let hashed = Command::new("openssl").arg("rehash").arg(&new).status();
+        assert!(hashed.is_ok_and(|ended| ended.success()), "openssl rehash");
+        let _ = fs::rename(dir, dir.with_extension("old"));
+        fs::rename(new, dir).unwrap();
     }
 }
 
