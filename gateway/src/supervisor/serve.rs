@@ -163,6 +163,12 @@ impl Gateway {
             close.clone(),
         ));
         let follow = readiness::adapters(adapters.clone(), engine.clone(), readiness.clone());
+        let follow_lag = readiness::lag(
+            adapters.clone(),
+            identity.clone(),
+            readiness.component("adapters"),
+        );
+        tasks.run("lag", follow_lag);
         tasks.run("readiness", follow);
         if let Some((manager, tls)) = identity.as_ref().zip(tls.as_ref()) {
             let recheck = recheck_callers(manager.clone(), tls.clone(), connections.clone());
