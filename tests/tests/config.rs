@@ -343,5 +343,5 @@ async fn a_good_configuration_and_the_sample_are_accepted() {
     command.env("PORTARIUM__AUDIT__PATH", state.join("audit.jsonl"));
     let ended = process::Process::spawn(command).ended().await;
     assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
-    assert_contains(&ended.out, "ok: 2 robots, 1 broker, 3 policy rules");
+    assert_contains(&ended.out, "ok: 2 robots, 1 broker, 4 policy rules");
 }

@@ -360,10 +360,14 @@ async fn the_updates_of_one_mission_are_not_searched_for_behind_its_end() {
     let mut took = Vec::new();
     // Of none, all of the journal has to be searched.
     for (number, count) in [(99, 0), (1, 4)] {
-        let began = Instant::now();
-        let found = reader.updates(0, Some(number), 256).await.unwrap();
-        assert_eq!(found.len(), count);
-        took.push(began.elapsed());
+        let mut best = Duration::MAX;
+        for _ in 0..5 {
+            let began = Instant::now();
+            let found = reader.updates(0, Some(number), 256).await.unwrap();
+            assert_eq!(found.len(), count);
+            best = best.min(began.elapsed());
+        }
+        took.push(best);
     }
     assert!(took[1] * 5 < took[0], "{took:?}");
 }

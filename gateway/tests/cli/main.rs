@@ -95,7 +95,7 @@ async fn a_good_configuration_is_told_to_be_so() {
         .env("PORTARIUM__AUDIT__PATH", folder.path().join("audit.jsonl"));
     let (exit, out, err) = ended(check).await;
     let line = format!(
-        "{}: ok: 2 robots, 1 broker, 3 policy rules\n",
+        "{}: ok: 2 robots, 1 broker, 4 policy rules\n",
         file.display()
     );
     assert_eq!((exit, out, err), (0, line, String::new()));
