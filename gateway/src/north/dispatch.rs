@@ -17,7 +17,7 @@ use portarium_protocols::{
 };
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 use tokio::time::timeout;
 use tonic::{Request, Status};
@@ -48,10 +48,14 @@ impl Asked {
     }
 }
 
+/// What is asked for, if that can be read.
+pub(super) fn kind(request: &pb::DispatchMissionRequest) -> Option<ActionType> {
+    request.action_type.parse().ok()
+}
+
 fn call(request: &pb::DispatchMissionRequest) -> Call {
-    let kind: Result<ActionType, _> = request.action_type.parse();
-    match kind {
-        Ok(kind) if kind.is_stop() => Call::Stop,
+    match kind(request) {
+        Some(kind) if kind.is_stop() => Call::Stop,
         _ => Call::Other(METHOD),
     }
 }
@@ -65,12 +69,11 @@ impl Service {
         &self,
         request: Request<pb::DispatchMissionRequest>,
     ) -> Result<pb::DispatchMissionResponse, Status> {
-        let started = Instant::now();
         let principal = self.gate.enter_as(&request, call(request.get_ref()))?;
         let request = request.into_inner();
         let echo = Echo::of(&request);
         let asked = Asked::of(&request);
-        let response = match convert::parse(request) {
+        Ok(match convert::parse(request) {
             Err(invalid) => {
                 let about = asked.about(&echo.mission_id);
                 let reason = invalid.to_string();
@@ -88,10 +91,7 @@ impl Service {
                 None if command.action_type.is_stop() => self.stop(&principal, command, echo).await,
                 None => self.mission(&principal, command, echo).await?,
             },
-        };
-        self.observer
-            .dispatched(response.status(), started.elapsed());
-        Ok(response)
+        })
     }
 
     fn blocked(&self, principal: &Principal, command: &Command) -> Option<String> {

@@ -11,7 +11,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use portarium_identity::Peer;
-use portarium_protocols::mission::Command;
+use portarium_protocols::{grpc::Crowded, mission::Command};
 use std::{sync::Arc, time::SystemTime};
 use tonic::{Extensions, Request, Status};
 
@@ -93,6 +93,13 @@ impl Gate {
         let principal = principal.ok_or_else(unauthenticated)?;
         if let Some(arrived) = request.extensions().get::<Arrived>() {
             arrived.set();
+        }
+        if let (Call::Other(method), Some(crowded)) = (call, request.extensions().get::<Crowded>())
+        {
+            let (status, about) = (crowded.status(), About::default());
+            let outcome = unread::outcome(status.code());
+            self.refused(&principal, method, about, outcome, status.message());
+            return Err(status);
         }
         if self.policy.load().may_call(&principal, method) {
             if let Some(tokens) = &self.tokens {

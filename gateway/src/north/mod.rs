@@ -13,27 +13,35 @@ mod robots;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod turns;
 mod unread;
 mod watch;
 
 use gate::{About, Gate};
 use places::{Place, Places};
 pub use tokens::Tokens;
+use turns::Turns;
 pub use watch::POSITION;
 
 use crate::{
     audit::Audit,
     config::Development,
     engine::Engine,
-    policy::{Method, Policy, Principal},
+    policy::{Caller, Method, Policy, Principal},
 };
 use arc_swap::ArcSwap;
 use axum::middleware::from_fn_with_state;
-use portarium_protocols::grpc::{
-    convert::MAX_REQUEST_BYTES,
-    pb::{self, mission_service_server::MissionServiceServer},
+use portarium_protocols::{
+    grpc::{
+        convert::MAX_REQUEST_BYTES,
+        pb::{self, mission_service_server::MissionServiceServer},
+    },
+    mission::ActionType,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status,
@@ -48,6 +56,10 @@ const WAITING_CANCELS: usize = 256;
 
 /// ... and all its other calls but stops, which wait for nothing.
 const WAITING_OTHERS: usize = 512;
+
+/// Calls of one caller that are worked on at a time, its cancels aside: enough for a few threads, and
+/// few for those who stand behind them.
+const TURNS: usize = 4;
 
 /// Watches that one caller may have open.
 const WATCHES: usize = 128;
@@ -84,6 +96,8 @@ pub struct Service {
     cancels: Arc<Places>,
     others: Arc<Places>,
     watches: Arc<Places>,
+    turns: Arc<Turns>,
+    turns_of_cancels: Arc<Turns>,
     closing: CancellationToken,
 }
 
@@ -107,8 +121,16 @@ impl Service {
             cancels: Places::new(WAITING_CANCELS),
             others: Places::new(WAITING_OTHERS),
             watches: Places::new(WATCHES),
+            turns: Turns::new(TURNS),
+            turns_of_cancels: Turns::new(TURNS),
             closing,
         }
+    }
+
+    /// Whose line a call stands in. Without an identity it ends before it could hold up anybody.
+    fn caller<T>(&self, request: &Request<T>) -> Option<Caller> {
+        let principal = self.gate.principal(request.extensions());
+        principal.map(|principal| principal.caller())
     }
 
     /// A place among the calls that may wait for the journal.
@@ -165,69 +187,112 @@ impl pb::mission_service_server::MissionService for Service {
         &self,
         request: Request<pb::DispatchMissionRequest>,
     ) -> Result<Response<pb::DispatchMissionResponse>, Status> {
-        self.dispatch(request).await.map(Response::new)
+        let started = Instant::now();
+        let (caller, kind) = (self.caller(&request), dispatch::kind(request.get_ref()));
+        let dispatched = self.dispatch(request);
+        let response = match kind {
+            Some(kind) if kind.is_stop() => dispatched.await,
+            Some(ActionType::CancelAction) => self.turns_of_cancels.take(caller, dispatched).await,
+            _ => self.turns.take(caller, dispatched).await,
+        }?;
+        self.observer
+            .dispatched(response.status(), started.elapsed());
+        Ok(Response::new(response))
     }
 
     async fn cancel_mission(
         &self,
         request: Request<pb::CancelMissionRequest>,
     ) -> Result<Response<pb::CancelMissionResponse>, Status> {
-        self.cancel(request).await.map(Response::new)
+        let caller = self.caller(&request);
+        self.turns_of_cancels
+            .take(caller, self.cancel(request))
+            .await
+            .map(Response::new)
     }
 
     async fn get_mission_status(
         &self,
         request: Request<pb::GetMissionStatusRequest>,
     ) -> Result<Response<pb::GetMissionStatusResponse>, Status> {
-        self.status(request).await.map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, self.status(request))
+            .await
+            .map(Response::new)
     }
 
     async fn watch_missions(
         &self,
         request: Request<pb::WatchMissionsRequest>,
     ) -> Result<Response<Self::WatchMissionsStream>, Status> {
-        self.watch(request).await
+        let caller = self.caller(&request);
+        self.turns.take(caller, self.watch(request)).await
     }
 
     async fn confirm_mission(
         &self,
         request: Request<pb::ConfirmMissionRequest>,
     ) -> Result<Response<pb::ConfirmMissionResponse>, Status> {
-        self.confirm(request).await.map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, self.confirm(request))
+            .await
+            .map(Response::new)
     }
 
     async fn resolve_mission(
         &self,
         request: Request<pb::ResolveMissionRequest>,
     ) -> Result<Response<pb::ResolveMissionResponse>, Status> {
-        self.resolve(request).await.map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, self.resolve(request))
+            .await
+            .map(Response::new)
     }
 
     async fn list_robots(
         &self,
         request: Request<pb::ListRobotsRequest>,
     ) -> Result<Response<pb::ListRobotsResponse>, Status> {
-        self.list(&request).map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, async { self.list(&request) })
+            .await
+            .map(Response::new)
     }
 
     async fn get_robot(
         &self,
         request: Request<pb::GetRobotRequest>,
     ) -> Result<Response<pb::Robot>, Status> {
-        self.show(&request).map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, async { self.show(&request) })
+            .await
+            .map(Response::new)
     }
 
     async fn hold_robot(
         &self,
         request: Request<pb::HoldRobotRequest>,
     ) -> Result<Response<pb::Robot>, Status> {
-        self.hold(request).await.map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, self.hold(request))
+            .await
+            .map(Response::new)
     }
 
     async fn release_robot(
         &self,
         request: Request<pb::ReleaseRobotRequest>,
     ) -> Result<Response<pb::Robot>, Status> {
-        self.release(request).await.map(Response::new)
+        let caller = self.caller(&request);
+        self.turns
+            .take(caller, self.release(request))
+            .await
+            .map(Response::new)
     }
 }

@@ -44,6 +44,9 @@ pub struct Reload {
 /// gateway failed.
 pub fn run(file: PathBuf, config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        // How many tasks run before the next look at the sockets: a stop may lie there. The usual 61
+        // are milliseconds where each has work to do.
+        .event_interval(8)
         .enable_all()
         .build()?;
     let result = runtime.block_on(async {

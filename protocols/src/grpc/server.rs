@@ -279,9 +279,12 @@ async fn handshake(
 fn answer(
     mut routes: Routes,
     share: &Arc<Share>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Held>, Infallible>> + use<> {
     let taken = share.begin();
+    if let Some(crowded) = taken.crowded() {
+        request.extensions_mut().insert(crowded);
+    }
     async move {
         let request = request.map(|body| Counted::new(body, taken.clone()));
         let answer = routes.call(request).await?;

@@ -15,8 +15,12 @@ use std::{
 };
 use tonic::Status;
 
-/// Requests of one caller at a time.
-const REQUESTS: usize = 4096;
+/// Requests of one caller at a time. Which one is a stop is seen once it is read, so one more is read,
+/// and marked [`Crowded`] for the service to refuse what is no stop, ...
+const REQUESTS: usize = 2048;
+
+/// ... until there are so many that none can be read any more.
+const REQUESTS_AND_STOPS: usize = 4096;
 
 /// The bytes of all of them, ...
 const BYTES: usize = 32 * 1024 * 1024;
@@ -24,6 +28,20 @@ const BYTES: usize = 32 * 1024 * 1024;
 /// ... the first of each aside: a stop is smaller, and whatever its caller has under way, a stop
 /// gets in.
 const FREE: usize = 4096;
+
+/// Marks a request, among its extensions, whose caller has as many under way as one may have. Only a
+/// stop may go on.
+#[derive(Debug, Clone, Copy)]
+pub struct Crowded;
+
+impl Crowded {
+    /// What others are refused with.
+    pub fn status(self) -> Status {
+        Status::resource_exhausted(format!(
+            "this caller has {REQUESTS} requests under way, as many as one may have; nothing was done, try again later"
+        ))
+    }
+}
 
 /// One caller's requests.
 #[derive(Debug, Default)]
@@ -39,7 +57,8 @@ impl Share {
         Arc::new(Taken {
             share: self.clone(),
             bytes: AtomicUsize::new(0),
-            one_too_many: before >= REQUESTS,
+            crowded: before >= REQUESTS,
+            one_too_many: before >= REQUESTS_AND_STOPS,
         })
     }
 }
@@ -49,14 +68,19 @@ impl Share {
 pub(super) struct Taken {
     share: Arc<Share>,
     bytes: AtomicUsize,
+    crowded: bool,
     one_too_many: bool,
 }
 
 impl Taken {
+    pub(super) fn crowded(&self) -> Option<Crowded> {
+        self.crowded.then_some(Crowded)
+    }
+
     fn begun(&self) -> Result<(), Status> {
         if self.one_too_many {
             return Err(Status::resource_exhausted(format!(
-                "this caller has {REQUESTS} requests under way, as many as one may have; nothing was done"
+                "this caller has {REQUESTS_AND_STOPS} requests under way, as many as one may have; nothing was done"
             )));
         }
         Ok(())
@@ -177,6 +201,13 @@ mod tests {
     fn one_caller_has_so_many_requests_and_no_more() {
         let share = Arc::<Share>::default();
         let mut open: Vec<_> = (0..REQUESTS).map(|_| share.begin()).collect();
+        assert!(open.iter().all(|taken| taken.crowded().is_none()));
+        open.extend((REQUESTS..REQUESTS_AND_STOPS).map(|_| share.begin()));
+        assert!(
+            open[REQUESTS..]
+                .iter()
+                .all(|taken| taken.crowded().is_some())
+        );
         assert!(open.iter().all(|taken| taken.begun().is_ok()));
         share.begin().begun().unwrap_err();
         open.pop();

@@ -20,9 +20,9 @@ use tokio::{runtime::Builder, task::JoinSet, time::sleep};
 /// How long a flood lasts.
 const FLOOD: Duration = Duration::from_secs(8);
 
-/// Connections that flood, and calls at a time on each.
+/// Connections that flood, and calls at a time on each: more than one caller may have.
 const CONNECTIONS: usize = 16;
-const CALLS: usize = 64;
+const CALLS: usize = 160;
 
 /// A robot that nobody is behind.
 const EMPTY_ROBOT: &str = r#"
@@ -107,6 +107,7 @@ async fn a_caller_who_floods_holds_up_neither_others_nor_its_own_stops() {
     drop(own);
     let told = told.lock().unwrap().clone();
     let all: usize = told.values().sum();
+    assert!(told.contains_key("ResourceExhausted"), "{told:?}");
     figure(
         name,
         &format!(
