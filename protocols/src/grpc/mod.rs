@@ -13,6 +13,8 @@ mod share;
 mod stream;
 mod target;
 
+#[cfg(fuzzing)]
+pub use adapter::fuzzing;
 pub use adapter::{GrpcAdapter, GrpcRobot, GrpcStats};
 pub use channel::{Channel, ChannelError, Credential, connect};
 pub use connection::{Connection, Down};

@@ -61,3 +61,25 @@ pub(crate) async fn read_some(
 pub(crate) fn unexpected() -> LinkError {
     LinkError::Malformed("a packet that has no place here".to_owned())
 }
+
+/// Packets as they come, `first` bytes of them before the others; how many there are. For fuzz targets,
+/// and there under `--cfg fuzzing` alone.
+#[cfg(fuzzing)]
+pub fn fuzz_packets(bytes: &[u8], first: usize) -> usize {
+    let (before, after) = bytes.split_at(first.min(bytes.len()));
+    let mut incoming = BytesMut::new();
+    let mut packets = 0;
+    for part in [before, after] {
+        incoming.extend_from_slice(part);
+        loop {
+            let left = incoming.len();
+            match next_packet(&mut incoming) {
+                Ok(Some(_)) => packets += 1,
+                Ok(None) => break,
+                Err(_) => return packets,
+            }
+            assert!(incoming.len() < left, "a packet of nothing");
+        }
+    }
+    packets
+}

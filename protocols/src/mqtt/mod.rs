@@ -69,6 +69,8 @@ mod subscriptions;
 pub mod topic;
 
 pub use config::{Broker, MqttConfig, MqttError, MqttRobot, client_id_base};
+#[cfg(fuzzing)]
+pub use incoming::fuzz_packets;
 pub use lane_state::LaneStats;
 
 use crate::adapter::{Link, Update, UpdateSender};

@@ -13,6 +13,8 @@
 //! the system sends it again. What a robot has received and not read, because it hangs, is not known.
 
 mod answers;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lane;
 mod open;
 mod reports;
