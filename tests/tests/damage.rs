@@ -10,7 +10,8 @@ use portarium_gateway::{
     clock::SystemClock,
     journal::{Journal, JournalError, Opened, Retention},
 };
-use portarium_tests::{House, figure, mission, scaled};
+use portarium_protocols::grpc::pb;
+use portarium_tests::{Caller, House, figure, hints, mission, scaled};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -50,7 +51,39 @@ fn file(path: &Path, ending: &str) -> PathBuf {
     format!("{}{ending}", path.display()).into()
 }
 
-/// A journal as a gateway left it that was killed.
+fn copy(from: &Path, to: &Path) {
+    for ending in ENDINGS {
+        if file(from, ending).exists() {
+            fs::copy(file(from, ending), file(to, ending)).unwrap();
+        }
+    }
+}
+
+async fn operator(house: &House) -> Caller {
+    Caller::with(&house.identities, hints::OPERATOR, house.gateway.ports.grpc).await
+}
+
+/// An operator holds a robot, or releases it: durable when this returns.
+async fn holds(operator: &Caller, robot: &str, held: bool) {
+    let (robot_id, reason) = (robot.to_owned(), "a bent gripper".to_owned());
+    operator
+        .call(|mut client| {
+            let (robot_id, reason) = (robot_id.clone(), reason.clone());
+            async move {
+                if held {
+                    let hold = pb::HoldRobotRequest { robot_id, reason };
+                    client.hold_robot(hold).await
+                } else {
+                    let release = pb::ReleaseRobotRequest { robot_id, reason };
+                    client.release_robot(release).await
+                }
+            }
+        })
+        .await
+        .unwrap();
+}
+
+/// A journal as a gateway left it that was killed. The last word is an operator's hold.
 async fn written() -> (TempDir, PathBuf, usize) {
     let mut house = House::start().await;
     let names: Vec<_> = (0..60).map(|n| format!("mission-{n}")).collect();
@@ -59,15 +92,11 @@ async fn written() -> (TempDir, PathBuf, usize) {
         house.caller.insist(&request, Duration::from_secs(20)).await;
     }
     house.watch.ended(&names, Duration::from_secs(20)).await;
+    holds(&operator(&house).await, "m", true).await;
     house.gateway.kill();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.sqlite");
-    for ending in ENDINGS {
-        let from = file(&house.gateway.journal_file(), ending);
-        if from.exists() {
-            fs::copy(from, file(&path, ending)).unwrap();
-        }
-    }
+    copy(&house.gateway.journal_file(), &path);
     (dir, path, names.len())
 }
 
@@ -83,23 +112,16 @@ async fn a_journal_with_flipped_bytes_is_refused_or_says_what_it_said_before() {
             raw.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
                 .unwrap();
         }
-        let copy = |to: &Path| {
-            for ending in ENDINGS {
-                if file(&whole, ending).exists() {
-                    fs::copy(file(&whole, ending), file(to, ending)).unwrap();
-                }
-            }
-        };
         let pristine = tempfile::tempdir().unwrap();
         let path = pristine.path().join("journal.sqlite");
-        copy(&path);
+        copy(&whole, &path);
         let before = content(&path).await.unwrap();
         assert!(before.len() > 4 * missions, "{}", before.len());
         let (mut refused, mut same, mut wrong) = (0, 0, Vec::new());
         for round in 0..rounds {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("journal.sqlite");
-            copy(&path);
+            copy(&whole, &path);
             let what = spoil(&file(&path, damaged), round % 4 == 0);
             match content(&path).await {
                 Err(
@@ -164,4 +186,50 @@ async fn a_gateway_does_not_start_on_a_journal_of_which_the_end_is_missing() {
     assert!(last.contains("it is damaged (it ends at change"), "{last}");
     fs::write(&log, whole).unwrap();
     house.gateway.restart().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs mosquitto: run by tests/run"]
+async fn a_robot_that_was_held_or_released_last_does_not_come_back_as_it_was_before() {
+    let mut house = House::start().await;
+    let request = mission("m", "before", Duration::from_millis(1));
+    house.caller.insist(&request, Duration::from_secs(20)).await;
+    house.watch.reaches("before", "Succeeded").await;
+    let journal = house.gateway.journal_file();
+    let log = file(&journal, "-wal");
+    for held in [true, false] {
+        let rest = fs::metadata(&log).unwrap().len() as usize;
+        holds(&operator(&house).await, "m", held).await;
+        house.gateway.kill();
+        let whole = fs::read(&log).unwrap();
+        assert!(whole.len() > rest, "nothing was written");
+        let (mut cuts, mut opened) = (0, Vec::new());
+        for at in (rest..whole.len()).step_by(97) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("journal.sqlite");
+            copy(&journal, &path);
+            fs::write(file(&path, "-wal"), &whole[..at]).unwrap();
+            cuts += 1;
+            if !matches!(content(&path).await, Err(JournalError::CutShort { .. })) {
+                opened.push(at);
+            }
+        }
+        figure(
+            "damage",
+            &format!(
+                "an operator's {} cut off, wholly or in part: {cuts} times, opened all the same {}",
+                if held { "hold" } else { "release" },
+                opened.len(),
+            ),
+        );
+        assert!(opened.is_empty(), "{rest} and more: {opened:?}");
+        fs::write(&log, &whole[..rest]).unwrap();
+        house.gateway.relaunch();
+        let status = house.gateway.wait(Duration::from_secs(12)).await;
+        assert_eq!(status.code(), Some(1), "{status}");
+        fs::write(&log, whole).unwrap();
+        house.gateway.restart().await;
+        let found = house.caller.robot("m").await.unwrap();
+        assert_eq!(found.hold_reason.is_empty(), !held, "{found:?}");
+    }
 }

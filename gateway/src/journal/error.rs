@@ -1,5 +1,6 @@
 //! What can fail around the journal.
 
+use super::Extent;
 use std::{path::PathBuf, sync::Arc};
 use thiserror::Error;
 
@@ -47,15 +48,15 @@ pub enum JournalError {
     },
     /// What was acknowledged last is missing.
     #[error(
-        "journal {path}: it is damaged (it ends at change {head}, and change {noted} was written); restore it from a copy, or move it away to start with an empty one; to go on with what is left, remove {path}.lock"
+        "journal {path}: it is damaged (it ends at {found}, and {noted} was written); restore it from a copy, or move it away to start with an empty one; to go on with what is left, remove {path}.lock"
     )]
     CutShort {
         /// The journal.
         path: PathBuf,
-        /// The last change that can be read.
-        head: u64,
-        /// The last change that is known to have been written.
-        noted: u64,
+        /// What can be read.
+        found: Extent,
+        /// What is known to have been written.
+        noted: Extent,
     },
     /// A commit failed; nothing of it is on disk.
     #[error("the journal could not be written")]

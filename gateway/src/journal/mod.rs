@@ -19,6 +19,7 @@ mod tests;
 mod writer;
 
 pub use error::JournalError;
+pub use lock::Extent;
 pub use maintenance::Forgotten;
 pub use reader::{Loaded, LoadedMission, Reader, Update};
 pub use record::{Append, Attempt, Mission, MissionState, Record, RobotRow, Ticket};
@@ -85,12 +86,16 @@ impl Journal {
         let connection = schema::open(path)?;
         let id: Arc<str> = schema::id(&connection, path)?.into();
         let mut loaded = reader::load(&connection, path)?;
+        let found = Extent {
+            position: loaded.head,
+            robots: loaded.robot_changes,
+        };
         if let Some(noted) = lock.noted(&id)
-            && noted > loaded.head
+            && found.is_short_of(noted)
         {
             return Err(JournalError::CutShort {
                 path: path.to_path_buf(),
-                head: loaded.head,
+                found,
                 noted,
             });
         }
@@ -108,7 +113,7 @@ impl Journal {
             jobs,
             head_sender,
             backlog.clone(),
-            loaded.head,
+            found,
         );
         Ok(Opened {
             journal: Self {

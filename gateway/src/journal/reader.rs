@@ -22,6 +22,8 @@ pub struct Loaded {
     pub missions: Vec<LoadedMission>,
     /// The robots' rows.
     pub robots: Vec<RobotRow>,
+    /// How often one of them was written.
+    pub(super) robot_changes: u64,
     /// The missions that have ended, in the order of their ends.
     pub(super) finished: Vec<Finished>,
 }
@@ -66,6 +68,8 @@ pub struct Reader {
 const STATE_COLUMNS: usize = 9;
 /// The columns of `missions`.
 const MISSION_COLUMNS: usize = 9;
+/// The columns of `robots`.
+const ROBOT_COLUMNS: usize = 9;
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
@@ -239,7 +243,10 @@ fn read_all(connection: &Connection, loaded: &mut Loaded) -> rusqlite::Result<()
             ended,
         });
     }
-    loaded.robots = robots(connection)?;
+    for (robot, change) in robots(connection)? {
+        loaded.robot_changes = loaded.robot_changes.max(change);
+        loaded.robots.push(robot);
+    }
     Ok(())
 }
 
@@ -261,12 +268,13 @@ fn open_mission(connection: &Connection, number: u64, position: u64) -> rusqlite
         })
 }
 
-fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
+/// The robots' rows, each with the number of the change that wrote it.
+fn robots(connection: &Connection) -> rusqlite::Result<Vec<(RobotRow, u64)>> {
     let mut statement = connection.prepare("SELECT * FROM robots")?;
     let rows = statement.query_map([], |row| {
-        sum::check(row, 0, 8)?;
+        sum::check(row, 0, ROBOT_COLUMNS)?;
         let id: String = row.get(0)?;
-        Ok(RobotRow {
+        let robot = RobotRow {
             robot_id: id.parse().map_err(|_| unreadable(0, "robot id"))?,
             fence: Some(unsigned(row.get(3)?)),
             latched: row.get(4)?,
@@ -275,7 +283,8 @@ fn robots(connection: &Connection) -> rusqlite::Result<Vec<RobotRow>> {
                 rusqlite::types::ValueRef::Null => None,
                 _ => Some(Arc::new(command(row, 6)?)),
             },
-        })
+        };
+        Ok((robot, unsigned(row.get(7)?)))
     })?;
     rows.collect()
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Grows with each change of the layout. A program refuses a version that it does not know.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// `PORT` in the file's header: tells our files from other SQLite files.
 const APPLICATION_ID: i64 = 0x504f_5254;
@@ -21,6 +21,7 @@ const APPLICATION_ID: i64 = 0x504f_5254;
 // `owner` and `owner_epoch` say which gateway a robot belongs to; with one gateway they never
 // change, with several each robot has one owner at a time. `head` is the last position when rows
 // were last deleted: the last rows may be among them, and no position is given twice.
+// This is version 1, of which `lay_out` makes the others.
 const LAYOUT: &str = "
 CREATE TABLE journal (
     id   TEXT NOT NULL,
@@ -100,8 +101,13 @@ fn lay_out(connection: &mut Connection, version: i64) -> rusqlite::Result<()> {
         transaction.execute("INSERT INTO journal (id, head) VALUES (?1, 0)", [new_id()])?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     }
-    for (table, key) in TABLES {
-        add_sums(&transaction, table, key)?;
+    if version < 2 {
+        for (table, key) in TABLES {
+            add_sums(&transaction, table, key)?;
+        }
+    }
+    if version < 3 {
+        count_robots(&transaction)?;
     }
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
@@ -125,6 +131,22 @@ fn add_sums(transaction: &Transaction<'_>, table: &str, key: &str) -> rusqlite::
         set.execute(row)?;
     }
     Ok(())
+}
+
+/// Version 3: robots' rows are rewritten in place and have no position; `change` numbers these
+/// writes, so that the last one of all is found to be missing.
+fn count_robots(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    // What is damaged must not get a sum that fits.
+    transaction
+        .prepare("SELECT * FROM robots")?
+        .query_map([], |row| sum::check(row, 0, 8))?
+        .collect::<rusqlite::Result<()>>()?;
+    // A sum is over the columns before it.
+    transaction.execute_batch(
+        "ALTER TABLE robots DROP COLUMN sum;
+         ALTER TABLE robots ADD COLUMN change INTEGER NOT NULL DEFAULT 0;",
+    )?;
+    add_sums(transaction, "robots", "robot_id")
 }
 
 /// How long a connection waits for another one's lock.

@@ -131,7 +131,7 @@ async fn a_newer_journal_is_refused_untouched() {
     match refusal(&path) {
         JournalError::Newer {
             found: 99,
-            known: 2,
+            known: 3,
             ..
         } => {}
         other => panic!("{other}"),
@@ -216,27 +216,101 @@ async fn a_row_that_nobody_here_wrote_is_called_damage() {
     }
 }
 
-#[tokio::test]
-async fn a_journal_of_the_first_version_is_taken_over_with_all_that_it_has() {
-    let (_folder, path) = folder();
-    let stopped = Append {
-        robot: Some(row(None)),
+/// A journal as an earlier version left it, with a robot that is held.
+async fn of_version(version: i64, path: &Path) {
+    let held = Append {
+        robot: Some(RobotRow {
+            hold: Some("a bent gripper".into()),
+            ..row(None)
+        }),
         ..Append::default()
     };
-    write(&path, [whole(1), stopped, whole(2)]).await;
-    let raw = Connection::open(&path).unwrap();
-    for table in ["journal", "missions", "states", "robots"] {
-        raw.execute(&format!("ALTER TABLE {table} DROP COLUMN sum"), [])
-            .unwrap();
+    write(path, [whole(1), held, whole(2)]).await;
+    let raw = Connection::open(path).unwrap();
+    let run = |sql: &str| raw.execute_batch(sql).unwrap();
+    run("ALTER TABLE robots DROP COLUMN sum; ALTER TABLE robots DROP COLUMN change");
+    if version == 2 {
+        let columns = raw.query_row("SELECT * FROM robots", [], |row| {
+            let columns = (0..7).map(|column| row.get_ref(column));
+            Ok(super::sum::of(columns.collect::<Result<Vec<_>, _>>()?))
+        });
+        let sum = columns.unwrap();
+        let column = format!("sum INTEGER NOT NULL DEFAULT {sum}");
+        run(&format!("ALTER TABLE robots ADD COLUMN {column}"));
+    } else {
+        for table in ["journal", "missions", "states"] {
+            run(&format!("ALTER TABLE {table} DROP COLUMN sum"));
+        }
     }
-    raw.pragma_update(None, "user_version", 1).unwrap();
+    raw.pragma_update(None, "user_version", version).unwrap();
+    let id: String = raw
+        .query_row("SELECT id FROM journal", [], |row| row.get(0))
+        .unwrap();
+    let note = format!("{id} {0:020} {0:020}\n", 8);
+    std::fs::write(lock_of(path), note).unwrap();
+}
+
+fn lock_of(path: &Path) -> String {
+    format!("{}.lock", path.display())
+}
+
+#[tokio::test]
+async fn a_journal_of_an_earlier_version_is_taken_over_with_all_that_it_has() {
+    for version in [1, 2] {
+        let (_folder, path) = folder();
+        of_version(version, &path).await;
+        let Opened {
+            journal, loaded, ..
+        } = open(&path).unwrap();
+        assert_eq!((loaded.missions.len(), loaded.robots.len()), (2, 1));
+        assert_eq!(loaded.robots[0].hold.as_deref(), Some("a bent gripper"));
+        let updates = journal.reader().updates(0, None, 100).await.unwrap();
+        assert_eq!(updates.len(), 8);
+    }
+}
+
+#[tokio::test]
+async fn what_is_damaged_in_a_journal_of_an_earlier_version_is_not_taken_over() {
+    let (_folder, path) = folder();
+    of_version(2, &path).await;
+    let raw = Connection::open(&path).unwrap();
+    raw.execute("UPDATE robots SET hold = NULL", []).unwrap();
     drop(raw);
-    let Opened {
-        journal, loaded, ..
-    } = open(&path).unwrap();
-    assert_eq!((loaded.missions.len(), loaded.robots.len()), (2, 1));
-    let updates = journal.reader().updates(0, None, 100).await.unwrap();
-    assert_eq!(updates.len(), 8);
+    assert!(matches!(refusal(&path), JournalError::Damaged { .. }));
+
+    let (_folder, path) = folder();
+    of_version(2, &path).await;
+    let note = std::fs::read_to_string(lock_of(&path)).unwrap();
+    std::fs::write(lock_of(&path), note.replace("08", "09")).unwrap();
+    assert!(matches!(refusal(&path), JournalError::CutShort { .. }));
+}
+
+#[tokio::test]
+async fn a_journal_that_has_lost_a_robots_last_row_is_refused_whatever_came_before() {
+    let (folder, path) = folder();
+    let robot = |hold: Option<&str>| Append {
+        robot: Some(RobotRow {
+            hold: hold.map(str::to_owned),
+            ..row(Some(0))
+        }),
+        ..Append::default()
+    };
+    // Each in a life of its own: how far the journal came has to survive that.
+    for last in [Some("a bent gripper"), None, Some("another")] {
+        write(&path, [whole(fastrand::usize(..))]).await;
+        let before = std::fs::read(&path).unwrap();
+        write(&path, [robot(last)]).await;
+        let older = folder.path().join("older.sqlite");
+        std::fs::write(&older, before).unwrap();
+        std::fs::copy(lock_of(&path), lock_of(&older)).unwrap();
+        let refused = refusal(&older);
+        assert!(
+            matches!(&refused, JournalError::CutShort { found, noted, .. }
+                if (found.position, found.robots + 1) == (noted.position, noted.robots)),
+            "{refused}"
+        );
+        open(&path).unwrap();
+    }
 }
 
 fn row(fence: Option<u64>) -> RobotRow {

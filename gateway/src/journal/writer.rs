@@ -2,7 +2,7 @@
 
 use super::{
     Append, Attempt, JournalError, Mission, MissionState, Record, RobotRow,
-    lock::Lock,
+    lock::{Extent, Lock},
     maintenance::{Finished, Forgotten, Maintenance},
     reader::{flag, signed, to_millis},
     sum::{self, optional, text},
@@ -54,7 +54,7 @@ pub struct Writer {
     retry: VecDeque<Append>,
     /// So many at the front of `retry` may be on the disk although their commit failed.
     in_doubt: usize,
-    position: u64,
+    reached: Extent,
     head: watch::Sender<u64>,
     backlog: Arc<AtomicUsize>,
     observer: Option<Arc<dyn Observer>>,
@@ -110,7 +110,7 @@ impl Writer {
         jobs: mpsc::UnboundedReceiver<Append>,
         head: watch::Sender<u64>,
         backlog: Arc<AtomicUsize>,
-        position: u64,
+        reached: Extent,
     ) -> Self {
         Self {
             connection,
@@ -119,7 +119,7 @@ impl Writer {
             jobs,
             retry: VecDeque::new(),
             in_doubt: 0,
-            position,
+            reached,
             head,
             backlog,
             observer: None,
@@ -173,7 +173,7 @@ impl Writer {
     pub fn maintain(&mut self) {
         let forgotten = self
             .maintenance
-            .between_commits(&mut self.connection, self.position);
+            .between_commits(&mut self.connection, self.reached.position);
         if let Some(observer) = &self.observer
             && !forgotten.is_empty()
         {
@@ -216,12 +216,12 @@ impl Writer {
             return Ok(());
         }
         match self.write(&batch.0) {
-            Ok(position) => {
+            Ok(reached) => {
                 self.in_doubt = 0;
                 if let Some(observer) = &self.observer {
                     observer.committed(started.elapsed(), appends);
                 }
-                self.publish(batch, position);
+                self.publish(batch, reached);
                 Ok(())
             }
             Err(source) => {
@@ -235,8 +235,11 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: &[Append]) -> rusqlite::Result<u64> {
-        let mut position = self.position;
+    fn write(&mut self, batch: &[Append]) -> rusqlite::Result<Extent> {
+        let Extent {
+            mut position,
+            mut robots,
+        } = self.reached;
         let now = to_millis(self.clock.now());
         let transaction = self.connection.transaction()?;
         for append in batch {
@@ -255,14 +258,15 @@ impl Writer {
                     }
                     Record::Changed(mission, _) => match mission.number() {
                         Some(number) => number,
-                        None => number_in(batch, self.position, mission),
+                        None => number_in(batch, self.reached.position, mission),
                     },
                 };
                 let (Record::Accepted(_, state) | Record::Changed(_, state)) = record;
                 insert_state(&transaction, position, number, now, state)?;
             }
             if let Some(row) = &append.robot {
-                upsert_robot(&transaction, row, fence)?;
+                robots += 1;
+                upsert_robot(&transaction, row, fence, robots)?;
             }
         }
         #[cfg(test)]
@@ -273,13 +277,13 @@ impl Writer {
             ));
         }
         transaction.commit()?;
-        Ok(position)
+        Ok(Extent { position, robots })
     }
 
-    fn publish(&mut self, batch: Batch, position: u64) {
-        let (mut at, now) = (self.position, to_millis(self.clock.now()));
-        self.position = position;
-        self.lock.note(&self.id, position);
+    fn publish(&mut self, batch: Batch, reached: Extent) {
+        let (mut at, now) = (self.reached.position, to_millis(self.clock.now()));
+        self.reached = reached;
+        self.lock.note(&self.id, reached);
         let appends = batch.0.len();
         let mut done = Vec::new();
         for append in batch.0 {
@@ -307,7 +311,7 @@ impl Writer {
             }
             done.extend(append.done);
         }
-        self.head.send_replace(position);
+        self.head.send_replace(reached.position);
         self.backlog.fetch_sub(appends, Ordering::Relaxed);
         for done in done {
             // Set here alone; a second time cannot be.
@@ -415,7 +419,13 @@ fn insert_state(
     Ok(())
 }
 
-fn upsert_robot(transaction: &Transaction<'_>, row: &RobotRow, here: u64) -> rusqlite::Result<()> {
+/// Writes a robot's row; `change` is the number of this write among those of all robots.
+fn upsert_robot(
+    transaction: &Transaction<'_>,
+    row: &RobotRow,
+    here: u64,
+    change: u64,
+) -> rusqlite::Result<()> {
     let stop = row.stop.as_deref().map(as_json).transpose()?;
     let before: Option<i64> = transaction
         .prepare_cached("SELECT fence FROM robots WHERE robot_id = ?1")?
@@ -423,7 +433,7 @@ fn upsert_robot(transaction: &Transaction<'_>, row: &RobotRow, here: u64) -> rus
         .optional()?;
     let fence = signed(row.fence.unwrap_or(here));
     let mut statement = transaction
-        .prepare_cached("REPLACE INTO robots VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+        .prepare_cached("REPLACE INTO robots VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
     let columns = [
         text(row.robot_id.as_str()),
         // One gateway: no owner, and no epoch of his.
@@ -433,6 +443,7 @@ fn upsert_robot(transaction: &Transaction<'_>, row: &RobotRow, here: u64) -> rus
         ValueRef::Integer(i64::from(row.latched)),
         optional(row.hold.as_deref()),
         optional(stop.as_deref()),
+        ValueRef::Integer(signed(change)),
     ];
     sum::execute(&mut statement, &columns)?;
     Ok(())
