@@ -46,6 +46,7 @@ impl World {
             self.book.stream.push(update);
         }
         self.judge_sent();
+        self.judge_acknowledged();
     }
 
     fn hear(&mut self, id: &MissionId, update: &Update) {
@@ -104,6 +105,26 @@ impl World {
                 self.broken(format_args!("{id} was sent although {other} had not ended"));
             }
         }
+    }
+
+    /// What was acknowledged is durable, so watchers hear of it.
+    pub(super) fn judge_acknowledged(&mut self) {
+        // What has ended may be kept no longer, before watchers came to it.
+        if !self.keeps_all() || self.watchers_lag() {
+            return;
+        }
+        let mut entries = self.book.entries.iter();
+        let missing = entries.find(|(_, e)| e.acked.is_some() && e.told.is_none());
+        if let Some((id, entry)) = missing {
+            let (id, acked) = (id.clone(), entry.acked.clone());
+            self.broken(format_args!("{id} is missing, acknowledged as {acked:?}"));
+        }
+    }
+
+    /// What was committed last is still on its way to the watchers.
+    fn watchers_lag(&self) -> bool {
+        let head = self.head.as_ref().map(|head| *head.borrow());
+        head != self.book.stream.last().map(|u| u.position)
     }
 
     /// What is promised to happen soon has happened.
@@ -249,10 +270,8 @@ impl World {
         let same_one = wanted
             .map(|u| u.position)
             .eq(of_one.iter().map(|u| u.position));
-        // What is no longer kept is not told, and a watcher may lag behind the disk.
-        let lags = self.head.as_ref().map(|head| *head.borrow());
-        let lags = lags != self.book.stream.last().map(|u| u.position);
-        if self.keeps_all() && !lags && !(same && same_one) {
+        // What is no longer kept is not told.
+        if self.keeps_all() && !self.watchers_lag() && !(same && same_one) {
             self.broken(format_args!(
                 "who goes on from {after} hears {all:?}, of {mission} {of_one:?}"
             ));

@@ -254,6 +254,7 @@ impl Run {
         self.resume_somewhere().await;
         let mut world = self.world.lock();
         world.judge_dues();
+        world.judge_acknowledged();
         for spec in &self.specs {
             let robot = self.engine().inner.robot(&spec.id).unwrap();
             let state = robot.lock();
@@ -298,6 +299,7 @@ impl Run {
 
     pub(super) async fn run(mut self) -> Outcome {
         self.open().await;
+        tokio::spawn(look_on(self.world.clone()));
         let turns = self.world.lock().random.usize(20..120);
         for _ in 0..turns {
             self.turn().await;
@@ -319,6 +321,14 @@ impl Run {
             hash: world.trace.hash(),
             wrong: world.wrong.clone(),
         }
+    }
+}
+
+/// Looks between turns as well, which may be minutes apart.
+async fn look_on(world: Shared) {
+    loop {
+        sleep(Duration::from_secs(5)).await;
+        world.lock().judge_dues();
     }
 }
 
