@@ -62,7 +62,9 @@ impl Run {
                 world.broken(format_args!("{} takes no mission any more", spec.id));
             }
         }
-        let open = self.engine().inner.open.load(Ordering::Relaxed);
+        let inner = &self.engine().inner;
+        let open = inner.open.load(Ordering::Relaxed);
+        let waits = inner.journal.backlog();
         let mut world = self.world.lock();
         let last = world.book.entries.values();
         let really = last.filter(|e| e.told.as_ref().is_some_and(|t| t.ended.is_none()));
@@ -71,6 +73,9 @@ impl Run {
             world.broken(format_args!(
                 "{open} missions are counted, {really} are open"
             ));
+        }
+        if waits > 0 {
+            world.broken(format_args!("{waits} are said to wait for the disk"));
         }
     }
 }

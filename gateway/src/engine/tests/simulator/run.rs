@@ -10,12 +10,12 @@ use super::{
 use crate::{
     clock::Clock,
     engine::{Engine, EngineObserver, Limits, RobotSpec, World},
-    journal::{Journal, Opened, Reader, Retention, Update},
+    journal::{BACKLOG_LIMIT, Journal, Opened, Reader, Retention, Update},
 };
 use portarium_protocols::{adapter::Disbelieved, ids::RobotId, mission::MissionStatus};
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -70,6 +70,8 @@ pub(super) struct Run {
     pub(super) world: Shared,
     pub(super) turn: usize,
     pub(super) specs: Vec<RobotSpec>,
+    /// So many missions may be open.
+    open_missions: usize,
     life: Option<(Engine, JoinHandle<()>)>,
 }
 
@@ -77,7 +79,7 @@ impl Run {
     pub(super) fn new(seed: u64, print: bool, folder: PathBuf) -> Self {
         fastrand::seed(seed);
         let world = Shared::new(seed, print, disk::Disk::new(folder));
-        let specs = {
+        let (specs, open_missions) = {
             let mut world = world.lock();
             let robots = world.random.usize(1..4);
             let specs = (0..robots).map(|n| {
@@ -92,12 +94,14 @@ impl Run {
             let specs: Vec<RobotSpec> = specs.collect();
             let faults = world.faults;
             world.happens(format_args!("{faults:?}"));
-            specs
+            let open_missions = [5, 20, 100][world.random.usize(0..3)];
+            (specs, open_missions)
         };
         Self {
             world,
             turn: 0,
             specs,
+            open_missions,
             life: None,
         }
     }
@@ -150,7 +154,9 @@ impl Run {
         let world = World {
             clock,
             observer: Arc::new(Deaf),
-            limits: Limits { open_missions: 100 },
+            limits: Limits {
+                open_missions: self.open_missions,
+            },
         };
         let engine = Engine::start(world, journal, loaded, specs, received).unwrap();
         writer.observe(engine.observer());
@@ -255,6 +261,13 @@ impl Run {
         let mut world = self.world.lock();
         world.judge_dues();
         world.judge_acknowledged();
+        let inner = &self.engine().inner;
+        let (open, waits) = (inner.open.load(Ordering::Relaxed), inner.journal.backlog());
+        if open > self.open_missions || waits > BACKLOG_LIMIT {
+            world.broken(format_args!(
+                "{open} missions are open, {waits} wait for the disk"
+            ));
+        }
         for spec in &self.specs {
             let robot = self.engine().inner.robot(&spec.id).unwrap();
             let state = robot.lock();
