@@ -113,7 +113,15 @@ impl World {
     pub(super) fn receive(&mut self, id: &RobotId, message: &Message) -> Answer {
         self.happens(format_args!("{id} gets {message}"));
         match message {
-            Message::Mission { command, sent, .. } => self.take_mission(id, command, *sent),
+            Message::Mission {
+                command,
+                sent,
+                expires,
+            } => {
+                let answer = self.take_mission(id, command, *sent);
+                self.comes_twice(id, command, *sent, *expires);
+                answer
+            }
             Message::Cancel { mission, sent } => {
                 self.book.cancel_reached(mission, *sent);
                 self.take_cancel(id, mission)
@@ -124,6 +132,22 @@ impl World {
                 Some((status, false)) => Answer::Known(word(id, mission, *status)),
             },
         }
+    }
+
+    /// What is delivered at least once comes once more, to a robot that can bear it: at any time
+    /// until it is stale.
+    fn comes_twice(&mut self, id: &RobotId, command: &Arc<Command>, sent: u64, expires: Instant) {
+        if !self.robot(id).idempotent || !self.faults.words || !self.chance(15) {
+            return;
+        }
+        let (id, command, after) = (id.clone(), command.clone(), self.millis(0..20_000));
+        self.later(after, move |world| {
+            if world.robot(&id).powered && expires > Instant::now() {
+                let mission = &command.mission_id;
+                world.happens(format_args!("{id} gets mission {mission} a second time"));
+                world.take_mission(&id, &command, sent);
+            }
+        });
     }
 
     fn take_mission(&mut self, id: &RobotId, command: &Arc<Command>, sent: u64) -> Answer {
@@ -138,6 +162,9 @@ impl World {
                 Some(_) => {
                     self.repeat_word(id, &mission);
                     return Answer::Accepted;
+                }
+                None if robot.known.contains_key(&mission) => {
+                    return self.refuse(id, &mission, "it has refused it before");
                 }
                 None => {}
             }
