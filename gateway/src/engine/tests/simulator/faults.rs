@@ -23,6 +23,7 @@ impl Run {
             89..91 => self.clock_steps(),
             91..97 => self.crash_soon(),
             97 => self.restart_in_order().await,
+            98 => self.connection_is_renewed(),
             _ => {}
         }
     }
@@ -56,6 +57,14 @@ impl Run {
             _ => world.millis(2_000..120_000),
         };
         world.later(away, move |world| world.mend(&id));
+    }
+
+    fn connection_is_renewed(&self) {
+        let mut world = self.world.lock();
+        if world.faults.wires {
+            let id = world.some_robot();
+            world.renew(&id);
+        }
     }
 
     fn power_goes(&self) {

@@ -253,6 +253,15 @@ impl World {
         self.say_again(id);
     }
 
+    /// As SVIDs are renewed: the next connection stands before this one ends. What is under way gets
+    /// there, the engine is told of nothing, and what is kept for the gateway comes once more.
+    pub(super) fn renew(&mut self, id: &RobotId) {
+        if self.robot(id).wire.up && self.robot(id).powered {
+            self.happens(format_args!("the connection to {id} is renewed"));
+            self.say_again(id);
+        }
+    }
+
     /// The process at one end is gone or new: all connections are.
     pub(super) fn cut_all(&mut self) {
         let ids: Vec<RobotId> = self.robots.keys().cloned().collect();
