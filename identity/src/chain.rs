@@ -79,14 +79,14 @@ fn inspect_chain(
     }
     Ok(Leaf {
         spiffe_id: single_spiffe_id(&leaf)?,
-        serial: hex(leaf.raw_serial()),
+        serial: serial(leaf.raw_serial()),
         thumbprint,
         not_before: system_time(leaf.validity().not_before.timestamp()),
         not_after: system_time(not_after),
     })
 }
 
-fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
+pub(crate) fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
     match parse_x509_certificate(der) {
         Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err("bytes follow the certificate".into()),
@@ -184,16 +184,19 @@ fn key_usage<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a KeyUsage, S
         .ok_or_else(|| "it has no key usage".into())
 }
 
-/// Lower-case hex without leading zero bytes, as OpenSSL prints serial numbers (but for the case).
-fn hex(serial: &[u8]) -> String {
+/// Without leading zero bytes, as OpenSSL prints serial numbers (but for the case).
+fn serial(serial: &[u8]) -> String {
     let significant = serial.iter().position(|b| *b != 0).unwrap_or(serial.len());
-    serial[significant..]
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    hex(&serial[significant..])
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn system_time(unix: i64) -> SystemTime {

@@ -186,10 +186,10 @@ impl Live {
     }
 
     /// Ours is asked for before theirs is verified.
-    fn verified(&self, peer: Leaf, current: Arc<Snapshot>) {
+    fn verified(&self, peer: Leaf, authorities: Vec<Arc<str>>, current: Arc<Snapshot>) {
         let mut handshake = self.handshake();
         let own = handshake.presented.take().unwrap_or(current);
-        handshake.verified = Some(peer_of(peer, &own));
+        handshake.verified = Some(peer_of(peer, authorities, &own));
     }
 
     /// The peer's signature has shown that it holds the key.
@@ -204,12 +204,13 @@ impl Live {
     }
 }
 
-pub(crate) fn peer_of(peer: Leaf, own: &Snapshot) -> Peer {
+pub(crate) fn peer_of(peer: Leaf, authorities: Vec<Arc<str>>, own: &Snapshot) -> Peer {
     Peer {
         spiffe_id: peer.spiffe_id,
         serial: peer.serial,
         thumbprint: peer.thumbprint,
         not_after: peer.not_after,
+        authorities,
         own_generation: own.generation,
         own_not_after: own.not_after,
         own_deadline: own.deadline(),
@@ -263,7 +264,10 @@ impl ServerCertVerifier for ClientSide {
         let verified = self.verify(leaf, intermediates, now);
         if let Material::Live(live) = &self.material {
             match verified {
-                Ok((peer, current)) => live.verified(peer, current),
+                Ok((peer, current)) => {
+                    let authorities = current.authorities_under(&peer, leaf, intermediates);
+                    live.verified(peer, authorities, current);
+                }
                 Err(error) => {
                     live.failed(&error);
                     return Err(error);

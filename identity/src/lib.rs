@@ -28,6 +28,7 @@ mod error;
 mod follow;
 #[cfg(all(fuzzing, feature = "authority"))]
 pub mod fuzzing;
+mod issuer;
 mod jwt_svid;
 mod manager;
 mod peer;

@@ -1,6 +1,9 @@
 //! Who is on the other end, and until when.
 use crate::{SpiffeId, token::Thumbprint};
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::time::Instant;
 
 /// How long before NotAfter a connection ends at the latest.
@@ -23,6 +26,10 @@ pub struct Peer {
     pub thumbprint: Thumbprint,
     /// The certificate's end, or that of an intermediate sent with it if that is earlier.
     pub not_after: SystemTime,
+    /// The authorities that the certificate rests on, by their subject key ids in lower-case hex, as
+    /// `spire-server localauthority x509 show` names them: that of the trust domain's bundle, then
+    /// the intermediates down to the one that signed it. None where they cannot be told.
+    pub authorities: Vec<Arc<str>>,
     /// The SVID generation that we presented.
     pub own_generation: u64,
     /// The end of the SVID that we presented.
@@ -81,6 +88,7 @@ mod tests {
             serial: "01".into(),
             thumbprint: Thumbprint::of(&[].as_slice().into()),
             not_after: at(peer),
+            authorities: Vec::new(),
             own_generation: 1,
             own_not_after: at(own),
             own_deadline: Instant::now() + Duration::from_secs(10_000),

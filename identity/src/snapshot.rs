@@ -3,6 +3,7 @@ use crate::{
     PeerError, SpiffeId, TrustDomain,
     chain::{self, Leaf},
     config::{self, peer_error},
+    issuer::Authorities,
     token::Thumbprint,
 };
 use base64ct::{Base64, Encoding as _};
@@ -50,6 +51,7 @@ pub struct Snapshot {
 
 /// The authorities of one trust domain.
 struct Trust {
+    authorities: Authorities,
     roots: Arc<RootCertStore>,
     clients: Arc<dyn ClientCertVerifier>,
 }
@@ -174,6 +176,26 @@ impl Snapshot {
             .ok_or_else(|| peer_error(PeerError::NoBundle(domain.clone())))
     }
 
+    /// What the certificate of a peer that was verified rests on.
+    pub(crate) fn authorities_under(
+        &self,
+        peer: &Leaf,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Vec<Arc<str>> {
+        let trust = self.trust.get(peer.spiffe_id.trust_domain());
+        trust.map_or_else(Vec::new, |trust| {
+            trust.authorities.under(leaf, intermediates)
+        })
+    }
+
+    /// The authorities of all bundles, by trust domain and by id as in [`Peer`](crate::Peer).
+    pub fn authorities(&self) -> impl Iterator<Item = (&TrustDomain, &Arc<str>)> {
+        self.trust
+            .iter()
+            .flat_map(|(domain, trust)| trust.authorities.ids().map(move |id| (domain, id)))
+    }
+
     /// The DNS names that the SVID carries.
     pub fn dns_names(&self) -> Vec<String> {
         let leaf = self.certified_key.cert.first();
@@ -228,14 +250,19 @@ impl fmt::Debug for Snapshot {
 impl Trust {
     /// `None` where the bundle has no usable authority: its domain's peers are refused then.
     fn build<'a>(authorities: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
+        let bundle: Vec<_> = authorities.map(CertificateDer::from).collect();
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(authorities.map(|der| CertificateDer::from(der.to_vec())));
+        roots.add_parsable_certificates(bundle.iter().cloned());
         let roots = Arc::new(roots);
         let provider = Arc::clone(config::provider());
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider)
             .build()
             .ok()?;
-        Some(Self { roots, clients })
+        Some(Self {
+            authorities: Authorities::of(bundle.iter()),
+            roots,
+            clients,
+        })
     }
 }
 

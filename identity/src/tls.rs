@@ -306,6 +306,7 @@ async fn bounded<S>(
 fn peer(connection: &CommonState, own: &Snapshot) -> Result<Peer, TlsError> {
     let chain = connection.peer_certificates().unwrap_or_default();
     let (leaf, intermediates) = chain.split_first().ok_or_else(nothing_shown)?;
-    let leaf = chain::inspect(leaf, intermediates).map_err(|e| TlsError::Peer(e.to_string()))?;
-    Ok(config::peer_of(leaf, own))
+    let facts = chain::inspect(leaf, intermediates).map_err(|e| TlsError::Peer(e.to_string()))?;
+    let authorities = own.authorities_under(&facts, leaf, intermediates);
+    Ok(config::peer_of(facts, authorities, own))
 }

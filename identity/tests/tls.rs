@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Agent, admit, after, anyone, id, name, ready, shake, tcp};
-use portarium_identity::{IdentityError, IdentityState, Peer, TlsError};
+use common::{Agent, admit, after, anyone, id, name, ready, shake, tcp, until};
+use portarium_identity::{IdentityError, IdentityState, Peer, SvidManager, TlsError};
 use rustls::ProtocolVersion;
 use std::{
     collections::HashMap,
@@ -39,6 +39,13 @@ async fn both_sides_know_each_other_and_speak_as_configured() {
     assert_eq!(
         (there.not_after, here.own_not_after),
         (other.not_after, other.not_after)
+    );
+    // One authority signed all of them.
+    let authorities: Vec<_> = own.authorities().map(|(_, id)| Arc::clone(id)).collect();
+    assert_eq!(authorities.len(), 1);
+    assert_eq!(
+        (&there.authorities, &here.authorities),
+        (&authorities, &authorities)
     );
     let lease = there.lease(SystemTime::now()).ends - tokio::time::Instant::now();
     assert!((3_590..3_600).contains(&lease.as_secs()), "{lease:?}");
@@ -206,6 +213,31 @@ async fn a_recheck_looks_at_the_svid_that_was_shown_and_not_at_its_successor() {
     };
     let error = server.recheck(&slept_through, chain).unwrap_err();
     assert!(matches!(error, TlsError::OwnEnded), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_rests_on_the_authority_that_signed_its_svid_and_not_on_the_newest() {
+    let agent = Agent::start(&["client", "server"]).await;
+    let (c, s) = (agent.manager("client"), agent.manager("server"));
+    let own = ready(&s).await;
+    let first = own.authorities().map(|(_, id)| Arc::clone(id)).next();
+    agent.authority.prepare();
+    agent.authority.activate();
+    let known = |manager: &SvidManager| manager.current().map(|svid| svid.authorities().count());
+    until("both to know the second", || {
+        [&c, &s].map(known) == [Some(2); 2]
+    })
+    .await;
+    // Both SVIDs are still of the first one.
+    let (client, server) = (c.client_tls(anyone(), &[]), s.server_tls(anyone(), &[]));
+    let (connected, accepted) = shake(&client, &server).await;
+    let (_near, there) = connected.unwrap();
+    let (_far, here) = accepted.unwrap();
+    let first: Vec<_> = first.into_iter().collect();
+    assert_eq!(
+        (there.authorities, here.authorities),
+        (first.clone(), first)
+    );
 }
 
 #[tokio::test]

@@ -43,6 +43,7 @@ impl Principal {
             serial: "01".into(),
             thumbprint: portarium_identity::token::Thumbprint::of(&[].as_slice().into()),
             not_after: now,
+            authorities: Vec::new(),
             own_generation: 1,
             own_not_after: now,
             own_deadline: tokio::time::Instant::now(),

@@ -245,6 +245,7 @@ fn call(message: &pb::DispatchMissionRequest) -> Request<Full<bytes::Bytes>> {
         serial: "0123456789abcdef".into(),
         thumbprint: Thumbprint::of(&[].as_slice().into()),
         not_after: now,
+        authorities: Vec::new(),
         own_generation: 1,
         own_not_after: now,
         own_deadline: Instant::now(),
