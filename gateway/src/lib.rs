@@ -13,5 +13,6 @@ pub mod journal;
 pub mod logging;
 pub mod metrics;
 pub mod north;
+pub mod peers;
 pub mod policy;
 pub mod supervisor;

@@ -10,3 +10,6 @@ pub mod grpc;
 pub mod ids;
 pub mod mission;
 pub mod mqtt;
+mod peers;
+
+pub use peers::ConnectedPeer;

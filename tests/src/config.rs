@@ -35,7 +35,8 @@ pub struct Config {
 }
 
 /// What the operator may do, and the control plane may not.
-const OPERATORS: &str = r#""ConfirmMission", "ResolveMission", "HoldRobot", "ReleaseRobot", "#;
+const OPERATORS: &str =
+    r#""ConfirmMission", "ResolveMission", "HoldRobot", "ReleaseRobot", "ListPeers", "#;
 
 impl Config {
     /// Listeners on free ports; identity, journal and audit in this folder; the control plane may

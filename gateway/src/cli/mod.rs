@@ -8,6 +8,7 @@ mod client;
 mod mission;
 mod mission_told;
 mod output;
+mod peers;
 mod robot;
 mod serve;
 mod svid;
@@ -68,6 +69,8 @@ enum Command {
     /// See, hold and release robots.
     #[command(subcommand)]
     Robot(robot::Robot),
+    /// List the gateway's connections, and the authority that each peer's certificate rests on.
+    Peers(peers::PeersArgs),
     /// See this workload's identity.
     #[command(subcommand)]
     Svid(svid::Svid),
@@ -158,6 +161,7 @@ fn execute(command: Command) -> anyhow::Result<Done> {
         Command::CheckConfig { file } => serve::check_config(&file),
         Command::Mission(mission) => client(mission.execute()),
         Command::Robot(robot) => client(robot.execute()),
+        Command::Peers(args) => client(args.execute()),
         Command::Svid(svid) => client(svid.execute()),
         Command::Token(token) => client(token.execute()),
         Command::Audit(audit) => audit.execute(),

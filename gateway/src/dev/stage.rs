@@ -236,7 +236,7 @@ actions = ["*"]
 
 [[policy]]
 peers = ["{operator}"]
-methods = ["DispatchMission", "CancelMission", "GetMissionStatus", "WatchMissions", "ConfirmMission", "ResolveMission", "ListRobots", "GetRobot", "HoldRobot", "ReleaseRobot"]
+methods = ["DispatchMission", "CancelMission", "GetMissionStatus", "WatchMissions", "ConfirmMission", "ResolveMission", "ListRobots", "GetRobot", "HoldRobot", "ReleaseRobot", "ListPeers"]
 robots = ["*"]
 fleets = ["*"]
 actions = ["*"]

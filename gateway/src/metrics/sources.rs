@@ -1,6 +1,6 @@
 //! What is asked for at each scrape.
 
-use crate::audit::AuditCounts;
+use crate::{audit::AuditCounts, peers::Standing};
 use portarium_identity::{HandshakeStats, IdentityState, IdentityStats};
 use portarium_protocols::grpc::ServerStats;
 use prometheus_client::{
@@ -27,6 +27,8 @@ pub struct Sources {
     pub engine: Ask<EngineSample>,
     /// The audit.
     pub audit: Ask<AuditCounts>,
+    /// The connections that stand.
+    pub standing: Ask<Standing>,
 }
 
 impl fmt::Debug for Sources {
@@ -103,6 +105,7 @@ impl Collector for Shared {
             return Ok(());
         };
         page.server((sources.server)())?;
+        page.peers(&(sources.standing)())?;
         let generation = identity
             .and_then(|identity| identity.svid)
             .map(|(generation, _)| generation);
@@ -219,6 +222,19 @@ impl Page<'_> {
             "TCP connections closed at once because there were too many",
             stats.turned_away,
         )
+    }
+
+    fn peers(&mut self, standing: &Standing) -> fmt::Result {
+        let mut family = self.family(
+            MetricType::Gauge,
+            "peer_connections",
+            "Connections by side and by the authority that the peer's certificate rests on",
+        )?;
+        for ((direction, authority), count) in standing.counts() {
+            let labels = [("direction", direction.as_str()), ("authority", authority)];
+            family.encode_family(&labels)?.encode_gauge(&count)?;
+        }
+        Ok(())
     }
 
     fn adapters(&mut self, adapters: &[AdapterSample], own: Option<u64>) -> fmt::Result {

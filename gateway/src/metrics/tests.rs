@@ -64,6 +64,7 @@ fn sampled() -> Arc<Metrics> {
             written: 45,
             head: Some(crate::audit::ChainHash::START),
         }),
+        standing: Box::new(crate::peers::tests::standing),
     });
     metrics.mission_changed("mqtt", None, MissionStatus::Pending);
     metrics.mission_changed("mqtt", None, MissionStatus::Pending);
@@ -101,6 +102,9 @@ fn every_metric_is_there_with_its_value() {
         "grpc_connections 23",
         "grpc_connections_accepted_total 21",
         "grpc_connections_turned_away_total 22",
+        r#"peer_connections{direction="north",authority="0b"} 2"#,
+        r#"peer_connections{direction="north",authority="other"} 3"#,
+        r#"peer_connections{direction="south",authority="0c"} 1"#,
         r#"adapter_connected{adapter="mqtt.main"} 1"#,
         r#"adapter_connected{adapter="grpc"} 0"#,
         r#"adapter_svid_generation{adapter="mqtt.main"} 5"#,

@@ -8,6 +8,7 @@ mod answer;
 mod dispatch;
 mod gate;
 mod missions;
+mod peers;
 mod places;
 mod robots;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::{
     audit::Audit,
     config::Development,
     engine::Engine,
+    peers::Standing,
     policy::{Caller, Method, Policy, Principal},
 };
 use arc_swap::ArcSwap;
@@ -92,6 +94,7 @@ pub struct Service {
     engine: Engine,
     gate: Gate,
     observer: Arc<dyn ServiceObserver>,
+    standing: Arc<dyn Fn() -> Standing + Send + Sync>,
     dispatches: Arc<Places>,
     cancels: Arc<Places>,
     others: Arc<Places>,
@@ -117,6 +120,7 @@ impl Service {
             engine,
             gate: Gate::new(policy, audit, development, tokens),
             observer,
+            standing: Arc::new(Standing::default),
             dispatches: Places::new(WAITING_DISPATCHES),
             cancels: Places::new(WAITING_CANCELS),
             others: Places::new(WAITING_OTHERS),
@@ -131,6 +135,12 @@ impl Service {
     fn caller<T>(&self, request: &Request<T>) -> Option<Caller> {
         let principal = self.gate.principal(request.extensions());
         principal.map(|principal| principal.caller())
+    }
+
+    /// Whom it asks for the connections that stand; there are none otherwise.
+    pub fn asking(mut self, standing: impl Fn() -> Standing + Send + Sync + 'static) -> Self {
+        self.standing = Arc::new(standing);
+        self
     }
 
     /// A place among the calls that may wait for the journal.
@@ -294,5 +304,14 @@ impl pb::mission_service_server::MissionService for Service {
             .take(caller, self.release(request))
             .await
             .map(Response::new)
+    }
+
+    async fn list_peers(
+        &self,
+        request: Request<pb::ListPeersRequest>,
+    ) -> Result<Response<pb::ListPeersResponse>, Status> {
+        let caller = self.caller(&request);
+        let answered = async { self.peers(&request).map(Response::new) };
+        self.turns.take(caller, answered).await
     }
 }

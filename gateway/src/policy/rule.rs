@@ -21,11 +21,12 @@ pub enum Method {
     GetRobot,
     HoldRobot,
     ReleaseRobot,
+    ListPeers,
 }
 
 impl Method {
     /// All methods, in the order of the contract.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DispatchMission,
         Self::CancelMission,
         Self::GetMissionStatus,
@@ -36,6 +37,7 @@ impl Method {
         Self::GetRobot,
         Self::HoldRobot,
         Self::ReleaseRobot,
+        Self::ListPeers,
     ];
 
     /// The name in the contract.
@@ -51,6 +53,7 @@ impl Method {
             Self::GetRobot => "GetRobot",
             Self::HoldRobot => "HoldRobot",
             Self::ReleaseRobot => "ReleaseRobot",
+            Self::ListPeers => "ListPeers",
         }
     }
 
@@ -76,9 +79,11 @@ impl Method {
             Self::ResolveMission => format!("resolve {action} of robot {robot}"),
             Self::HoldRobot => format!("hold robot {robot}"),
             Self::ReleaseRobot => format!("release robot {robot}"),
-            Self::GetMissionStatus | Self::WatchMissions | Self::ListRobots | Self::GetRobot => {
-                format!("call {} for robot {robot}", self.as_str())
-            }
+            Self::GetMissionStatus
+            | Self::WatchMissions
+            | Self::ListRobots
+            | Self::GetRobot
+            | Self::ListPeers => format!("call {} for robot {robot}", self.as_str()),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     config::{AdapterConfig, BrokerName, Config, Redelivery, RobotConfig},
     engine::RobotSpec,
     metrics::AdapterSample,
+    peers::{Direction, Side},
 };
 use anyhow::Context as _;
 use portarium_identity::{Snapshot, SvidManager};
@@ -131,6 +132,19 @@ impl Adapters {
             let stats = adapter.stats();
             (name, stats.commands.connected && stats.stops.connected)
         })
+    }
+
+    /// Whom the gateway has connected to.
+    pub(super) fn peers(&self) -> Vec<Side> {
+        let side = |adapter, peers| Side {
+            direction: Direction::South,
+            adapter,
+            peers,
+        };
+        let brokers = self.brokers.iter();
+        let brokers = brokers.map(|(name, broker)| side(format!("mqtt.{name}"), broker.peers()));
+        let grpc = side("grpc".to_owned(), self.grpc.peers());
+        brokers.chain([grpc]).collect()
     }
 
     pub(super) fn samples(&self) -> Vec<AdapterSample> {

@@ -6,6 +6,7 @@ use crate::{
     engine::{Engine, EngineObserver},
     metrics::{EngineSample, IdentitySample, Metrics, Sources},
     north::ServiceObserver,
+    peers::{Direction, Side, Standing},
 };
 use portarium_identity::SvidManager;
 use portarium_protocols::{
@@ -111,12 +112,33 @@ pub(super) fn identity(manager: &SvidManager) -> IdentitySample {
     }
 }
 
+/// Who tells of the connections that stand. It holds on to nothing that has to end.
+pub(super) fn standing(
+    connections: &Arc<Connections>,
+    adapters: &Arc<Adapters>,
+    identity: Option<SvidManager>,
+) -> impl Fn() -> Standing + Clone + Send + Sync + 'static {
+    let connections = connections.clone();
+    let adapters = Arc::downgrade(adapters);
+    move || {
+        let callers = Side {
+            direction: Direction::North,
+            adapter: "grpc".to_owned(),
+            peers: connections.peers(),
+        };
+        let mut sides = adapters.upgrade().map(|a| a.peers()).unwrap_or_default();
+        sides.insert(0, callers);
+        Standing::new(sides, identity.as_ref())
+    }
+}
+
 /// Names whom the metrics ask at each scrape. They hold on to nothing that has to end.
 pub(super) fn sources(
     connections: &Arc<Connections>,
     adapters: &Arc<Adapters>,
     engine: &Engine,
     audit: &Audit,
+    standing: impl Fn() -> Standing + Send + Sync + 'static,
 ) -> Sources {
     let connections = connections.clone();
     let adapters = Arc::downgrade(adapters);
@@ -136,5 +158,6 @@ pub(super) fn sources(
             }
         }),
         audit: Box::new(move || audit.counts()),
+        standing: Box::new(standing),
     }
 }

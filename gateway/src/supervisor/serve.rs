@@ -127,7 +127,14 @@ impl Gateway {
         let tls = identity
             .as_ref()
             .map(|manager| manager.server_tls(config.reloadable.policy.peer_policy(), ALPN));
-        metrics.ask(observe::sources(&connections, &adapters, &engine, &audit));
+        let standing = observe::standing(&connections, &adapters, identity.clone());
+        metrics.ask(observe::sources(
+            &connections,
+            &adapters,
+            &engine,
+            &audit,
+            standing.clone(),
+        ));
         let tokens = config.tokens.as_ref().zip(token_keys).zip(identity.clone());
         let tokens = tokens.map(|((config, keys), identity)| {
             let component = readiness.component("tokens");
@@ -142,7 +149,8 @@ impl Gateway {
             tokens,
             observer,
             close.clone(),
-        );
+        )
+        .asking(standing);
         let (routes, health) = service.routes().context("reflection")?;
         health
             .set_service_status(SERVICE, ServingStatus::Serving)

@@ -42,6 +42,7 @@ pub struct Script {
     pub accepted: Mutex<bool>,
     pub noted: Mutex<Vec<String>>,
     pub robots: Mutex<Vec<pb::Robot>>,
+    pub peers: Mutex<pb::ListPeersResponse>,
     pub watched: Mutex<Vec<pb::WatchMissionsRequest>>,
     pub watches: Mutex<VecDeque<Watch>>,
     /// The position that the next watch is told to begin behind.
@@ -187,6 +188,14 @@ impl MissionService for Service {
         let request = request.into_inner();
         self.note(format!("release {} {}", request.robot_id, request.reason))?;
         Ok(self.robot())
+    }
+
+    async fn list_peers(
+        &self,
+        request: Request<pb::ListPeersRequest>,
+    ) -> Result<Response<pb::ListPeersResponse>, Status> {
+        self.note(format!("peers {}", request.into_inner().authority_id))?;
+        Ok(Response::new(self.0.peers.lock().unwrap().clone()))
     }
 }
 

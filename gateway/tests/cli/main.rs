@@ -8,6 +8,7 @@
 
 mod gateway;
 mod missions;
+mod peers;
 mod svids;
 mod watches;
 

@@ -8,6 +8,7 @@ use super::{
     stream::{Cut, LeasedStream, OPENING, PLAINTEXT_LEASE, prepare_socket},
     target::Target,
 };
+use crate::peers::ConnectedPeer;
 use futures::future::BoxFuture;
 use hyper::{
     body::Incoming,
@@ -72,7 +73,7 @@ pub trait Credential: Send + Sync + fmt::Debug {
 struct OtherEnd {
     scheme: Scheme,
     authority: Authority,
-    peer: Option<Peer>,
+    peer: Option<ConnectedPeer>,
     chain: Arc<[CertificateDer<'static>]>,
     cut: Arc<Cut>,
 }
@@ -80,7 +81,7 @@ struct OtherEnd {
 /// A hold on a connection for as long as it is open, and on nothing beyond.
 #[derive(Debug)]
 pub(super) struct Hold {
-    peer: Option<Peer>,
+    peer: Option<ConnectedPeer>,
     chain: Arc<[CertificateDer<'static>]>,
     cut: Weak<Cut>,
 }
@@ -90,10 +91,15 @@ impl Hold {
         self.cut.strong_count() == 0
     }
 
+    /// Who is on the other end, while it is open and has TLS.
+    pub(super) fn peer(&self) -> Option<&ConnectedPeer> {
+        self.peer.as_ref().filter(|_| !self.is_gone())
+    }
+
     /// Cuts the connection, with whatever is on it, if its peer would not be accepted now.
     pub(super) fn recheck(&self, tls: &ClientTls) {
-        if let Some((cut, peer)) = self.cut.upgrade().zip(self.peer.as_ref())
-            && tls.recheck(peer, &self.chain).is_err()
+        if let Some((cut, who)) = self.cut.upgrade().zip(self.peer.as_ref())
+            && tls.recheck(&who.peer, &self.chain).is_err()
         {
             cut.cut();
         }
@@ -103,7 +109,7 @@ impl Hold {
 impl Channel {
     /// Who is on the other end; `None` without TLS.
     pub fn peer(&self) -> Option<&Peer> {
-        self.other_end.peer.as_ref()
+        self.other_end.peer.as_ref().map(|who| who.peer.as_ref())
     }
 
     /// The same connection for calls that show this.
@@ -238,6 +244,7 @@ pub(super) async fn open(
         .map_err(|_| GrpcError::ConnectTimeout(TCP_CONNECT))?
         .map_err(GrpcError::Connect)?;
     prepare_socket(&tcp).map_err(GrpcError::Connect)?;
+    let remote = tcp.peer_addr().map_err(GrpcError::Connect)?;
     let Some(tls) = tls else {
         let lease = Lease::of(PLAINTEXT_LEASE);
         return speak_http2(target, tcp, keepalive, None, lease).await;
@@ -248,7 +255,8 @@ pub(super) async fn open(
     let lease = peer.lease(SystemTime::now());
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain = chain.iter().cloned().map(CertificateDer::into_owned);
-    let authenticated = Some((peer, chain.collect::<Vec<_>>()));
+    let who = ConnectedPeer::now(peer, remote);
+    let authenticated = Some((who, chain.collect::<Vec<_>>()));
     speak_http2(target, stream, keepalive, authenticated, lease).await
 }
 
@@ -256,7 +264,7 @@ async fn speak_http2<IO>(
     target: &Target,
     io: IO,
     keepalive: Duration,
-    authenticated: Option<(Peer, Vec<CertificateDer<'static>>)>,
+    authenticated: Option<(ConnectedPeer, Vec<CertificateDer<'static>>)>,
     lease: Lease,
 ) -> Result<Live, GrpcError>
 where

@@ -4,6 +4,7 @@ use super::{
     channel::{Channel, Credential, Hold, KEEPALIVE, Live, asks_for_calm, open, with_sources},
     target::Target,
 };
+use crate::peers::ConnectedPeer;
 use portarium_identity::ClientTls;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -53,6 +54,10 @@ impl Open {
         let mut open = self.lock();
         open.retain(|hold| !hold.is_gone());
         open.push(hold);
+    }
+
+    fn peers(&self) -> Vec<ConnectedPeer> {
+        self.lock().iter().filter_map(Hold::peer).cloned().collect()
     }
 
     fn recheck(&self, tls: &ClientTls) {
@@ -118,6 +123,12 @@ impl Connection {
     /// Changes with every new connection and whenever there is none any longer.
     pub fn state(&self) -> watch::Receiver<Result<Channel, Down>> {
         self.state.clone()
+    }
+
+    /// Who is on the other end of the connection, and of those before it that still have calls in
+    /// flight.
+    pub fn peers(&self) -> Vec<ConnectedPeer> {
+        self.open.peers()
     }
 
     /// Cuts the connection, and those before it that still have calls in flight, if the peer would

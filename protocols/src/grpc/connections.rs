@@ -1,6 +1,7 @@
 //! The live connections of one listener: counted, and closed by predicate.
 
 use super::{error::GrpcError, share::Share, stream::Cut};
+use crate::peers::ConnectedPeer;
 use futures::task::AtomicWaker;
 use portarium_identity::{Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
@@ -71,8 +72,7 @@ struct Entry {
 /// Who is on the other end of a connection, and the chain that proved it, leaf first.
 #[derive(Debug, Clone)]
 pub(super) struct Authenticated {
-    pub(super) from: SocketAddr,
-    pub(super) peer: Arc<Peer>,
+    pub(super) who: ConnectedPeer,
     pub(super) chain: Arc<[CertificateDer<'static>]>,
 }
 
@@ -129,6 +129,13 @@ impl Connections {
         }
     }
 
+    /// Who is in.
+    pub fn peers(&self) -> Vec<ConnectedPeer> {
+        let open = self.open();
+        let peers = open.values().filter_map(|entry| entry.peer.as_ref());
+        peers.map(|peer| peer.who.clone()).collect()
+    }
+
     /// Cuts the connections of all peers that would not be accepted now, with whatever is on
     /// them: after a change of policy, a bundle that was removed, an authority that was revoked,
     /// or the end of our own identity. Returns how many. Verifies a signature or two for each
@@ -143,11 +150,10 @@ impl Connections {
         // The lock is not held while signatures are verified.
         drop(open);
         let unwanted = with_peer.iter().filter_map(|(authenticated, cut)| {
-            let checked = tls.recheck(&authenticated.peer, &authenticated.chain);
-            let error = checked.err()?;
+            let Authenticated { who, chain } = authenticated;
+            let error = tls.recheck(&who.peer, chain).err()?;
             cut.cut();
-            let withdrawn = Admission::Withdrawn(&authenticated.peer, &error);
-            self.tell(authenticated.from, withdrawn);
+            self.tell(who.remote, Admission::Withdrawn(&who.peer, &error));
             Some(())
         });
         unwanted.count()
@@ -222,8 +228,8 @@ impl Connections {
     ) -> Option<Registered> {
         let mut open = self.open();
         let theirs = open.values().filter(|entry| {
-            let other = entry.peer.as_ref().map(|other| &other.peer.spiffe_id);
-            other == Some(&peer.peer.spiffe_id)
+            let other = entry.peer.as_ref();
+            other.is_some_and(|other| other.who.peer.spiffe_id == peer.who.peer.spiffe_id)
         });
         let (count, share) = theirs.fold((0, None), |(count, _), entry| {
             (count + 1, Some(entry.share.clone()))

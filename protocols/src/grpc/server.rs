@@ -12,6 +12,7 @@ use super::{
     share::{Counted, Held, Share},
     stream::{LeasedStream, PLAINTEXT_LEASE, prepare_socket},
 };
+use crate::peers::ConnectedPeer;
 use hyper::{
     body::Incoming,
     http::{Request, Response},
@@ -206,24 +207,26 @@ impl Server {
         match handshake(tls, tcp, place.enter()).await {
             Ok((stream, peer)) => {
                 let ends = peer.lease(SystemTime::now()).ends;
-                let peer = Authenticated {
-                    from,
-                    peer: Arc::new(peer),
+                let authenticated = Authenticated {
+                    who: ConnectedPeer::now(peer, from),
                     chain: chain_of(&stream),
                 };
-                let Some(registered) = self.connections.admit(peer.clone(), self.max_per_peer)
-                else {
-                    self.connections.turned_away(from, Some(&peer.peer));
-                    let peer = &peer.peer.spiffe_id;
+                let peer = authenticated.who.peer.clone();
+                let registered = self
+                    .connections
+                    .admit(authenticated.clone(), self.max_per_peer);
+                let Some(registered) = registered else {
+                    self.connections.turned_away(from, Some(&peer));
+                    let peer = &peer.spiffe_id;
                     tracing::warn!(%from, %peer, "closed: this caller has as many connections as one may have");
                     return;
                 };
                 let stale = self.connections.rechecks() != rechecks;
-                if stale && let Err(error) = tls.recheck(&peer.peer, &peer.chain) {
+                if stale && let Err(error) = tls.recheck(&peer, &authenticated.chain) {
                     return self.failed(from, &error.into());
                 }
-                self.connections.admitted(from, &peer.peer);
-                self.established(stream, from, Some(peer.peer), registered, ends)
+                self.connections.admitted(from, &peer);
+                self.established(stream, from, Some(peer), registered, ends)
                     .await;
             }
             Err(error) => self.failed(from, &error.into()),

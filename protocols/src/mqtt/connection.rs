@@ -101,6 +101,9 @@ impl Connection {
         state.taken_over(&hello.client_id);
         let granted = Granted::of(&connack)?;
         outgoing.max_packet = granted.max_packet;
+        if let Some(trust) = &dialled.trust {
+            state.stands(trust.who());
+        }
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {

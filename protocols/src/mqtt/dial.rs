@@ -1,8 +1,8 @@
 //! From an address to an authenticated byte stream, and why that or what follows fails.
 
 use super::config::{Broker, MqttConfig};
-use crate::copies::RETRANSMITTED_FOR;
-use portarium_identity::{ClientTls, IdentityError, Lease, Peer, Snapshot, TlsError};
+use crate::{copies::RETRANSMITTED_FOR, peers::ConnectedPeer};
+use portarium_identity::{ClientTls, IdentityError, Lease, Snapshot, TlsError};
 use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::{
@@ -129,11 +129,16 @@ pub(crate) struct Dialled {
 pub(crate) struct Trust {
     tls: ClientTls,
     changes: watch::Receiver<Option<Arc<Snapshot>>>,
-    peer: Peer,
+    who: Arc<ConnectedPeer>,
     chain: Vec<CertificateDer<'static>>,
 }
 
 impl Trust {
+    /// Lives as long as the connection.
+    pub(crate) fn who(&self) -> &Arc<ConnectedPeer> {
+        &self.who
+    }
+
     /// Whether anything that it stands on may be another since the last call.
     pub(crate) fn may_have_changed(&mut self) -> bool {
         // The sender lives in the manager, and that in `tls`.
@@ -143,7 +148,7 @@ impl Trust {
     }
 
     pub(crate) fn recheck(&self) -> Result<(), LinkError> {
-        let checked = self.tls.recheck(&self.peer, &self.chain);
+        let checked = self.tls.recheck(&self.who.peer, &self.chain);
         checked.map_err(LinkError::Distrusted)
     }
 }
@@ -192,18 +197,20 @@ impl Dialer {
         let name = ServerName::try_from(self.broker.host.clone())
             .map_err(|_| LinkError::Host(self.broker.host.clone()))?;
         let changes = tls.changes();
+        let remote = tcp.peer_addr()?;
         let (stream, peer) = tls.connect(name, tcp).await?;
+        let (lease, generation) = (peer.lease(SystemTime::now()), peer.own_generation);
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let trust = Trust {
             tls: tls.clone(),
             changes,
-            peer: peer.clone(),
+            who: Arc::new(ConnectedPeer::now(peer, remote)),
             chain: chain.iter().map(|c| c.clone().into_owned()).collect(),
         };
         Ok(Dialled {
             stream: Box::new(stream),
-            lease: Some(peer.lease(SystemTime::now())),
-            generation: Some(peer.own_generation),
+            lease: Some(lease),
+            generation: Some(generation),
             trust: Some(trust),
         })
     }

@@ -1,10 +1,10 @@
 //! What others may read of a connection while its task has it.
 
-use crate::copies::OnItsWay;
+use crate::{copies::OnItsWay, peers::ConnectedPeer};
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -33,6 +33,8 @@ pub(crate) struct LaneState {
     renewals: AtomicU64,
     /// What a connection had on its way when it ended, by client id.
     left: Mutex<HashMap<String, Vec<OnItsWay>>>,
+    /// The broker at the other end of each connection that stands; one is made before the last goes.
+    peers: Mutex<Vec<Weak<ConnectedPeer>>>,
 }
 
 /// One connection, for metrics and the status page.
@@ -62,6 +64,7 @@ impl LaneState {
             reconnects: AtomicU64::new(0),
             renewals: AtomicU64::new(0),
             left: Mutex::default(),
+            peers: Mutex::default(),
         }
     }
 
@@ -100,6 +103,19 @@ impl LaneState {
     pub(crate) fn taken_over(&self, client_id: &str) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.remove(client_id);
+    }
+
+    /// A connection stands for as long as this lives.
+    pub(crate) fn stands(&self, peer: &Arc<ConnectedPeer>) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|peer| peer.strong_count() > 0);
+        peers.push(Arc::downgrade(peer));
+    }
+
+    pub(crate) fn peers(&self) -> Vec<ConnectedPeer> {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let standing = peers.iter().filter_map(Weak::upgrade);
+        standing.map(|peer| (*peer).clone()).collect()
     }
 
     pub(crate) fn count_published(&self) {

@@ -73,7 +73,10 @@ pub use config::{Broker, MqttConfig, MqttError, MqttRobot, client_id_base};
 pub use incoming::fuzz_packets;
 pub use lane_state::LaneStats;
 
-use crate::adapter::{Link, Update, UpdateSender};
+use crate::{
+    adapter::{Link, Update, UpdateSender},
+    peers::ConnectedPeer,
+};
 use dial::Dialer;
 use inbox::Inbox;
 use landing::Landing;
@@ -231,6 +234,12 @@ impl MqttAdapter {
             .ok()
             .and_then(|task| *task);
         task.unwrap_or("mqtt")
+    }
+
+    /// The broker at the other end of each connection, where it has shown who it is.
+    pub fn peers(&self) -> Vec<ConnectedPeer> {
+        let lanes = [&self.commands, &self.stops];
+        lanes.iter().flat_map(|lane| lane.state.peers()).collect()
     }
 
     /// How the adapter stands.

@@ -256,6 +256,12 @@ impl MissionService for Service {
     ) -> Result<Response<pb::Robot>, Status> {
         Err(Status::unimplemented("not served"))
     }
+    async fn list_peers(
+        &self,
+        _: Request<pb::ListPeersRequest>,
+    ) -> Result<Response<pb::ListPeersResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
 }
 
 /// A listener that serves a robot.

@@ -152,6 +152,7 @@ impl<R: Southbound> MissionService for Bridge<R> {
         get_robot(GetRobotRequest) -> Robot;
         hold_robot(HoldRobotRequest) -> Robot;
         release_robot(ReleaseRobotRequest) -> Robot;
+        list_peers(ListPeersRequest) -> ListPeersResponse;
     }
 }
 

@@ -201,6 +201,13 @@ impl MissionService for Hostile {
     ) -> Result<Response<pb::Robot>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn list_peers(
+        &self,
+        _: Request<pb::ListPeersRequest>,
+    ) -> Result<Response<pb::ListPeersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

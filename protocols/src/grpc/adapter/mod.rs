@@ -28,6 +28,7 @@ use crate::{
     },
     ids::RobotId,
     mission::Command,
+    peers::ConnectedPeer,
 };
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -139,6 +140,12 @@ impl GrpcAdapter {
             connected: connections().all(|connection| connection.is_some()),
             generation: connections().flatten().flatten().min(),
         }
+    }
+
+    /// Who is on the other end of its connections.
+    pub fn peers(&self) -> Vec<ConnectedPeer> {
+        let robots = self.robots.load();
+        robots.values().flat_map(|robot| robot.peers()).collect()
     }
 
     /// Closes all connections. What is under way ends *unknown*.

@@ -19,6 +19,7 @@ use crate::{
     },
     ids::{MissionId, RobotId},
     mission::Command,
+    peers::ConnectedPeer,
 };
 use portarium_identity::{ClientTls, JwtSvids};
 use std::{
@@ -140,6 +141,11 @@ impl RobotLink {
     pub(super) fn recheck(&self) {
         self.shared.command.recheck();
         self.stop_lane.recheck();
+    }
+
+    pub(super) fn peers(&self) -> impl Iterator<Item = ConnectedPeer> {
+        let both = [&self.shared.command, &self.stop_lane];
+        both.into_iter().flat_map(Connection::peers)
     }
 
     pub(super) fn link(&self) -> Link {

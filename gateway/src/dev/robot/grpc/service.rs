@@ -279,6 +279,13 @@ impl MissionService for Service {
     ) -> Result<Response<pb::Robot>, Status> {
         Err(not_a_robots())
     }
+
+    async fn list_peers(
+        &self,
+        _: Request<pb::ListPeersRequest>,
+    ) -> Result<Response<pb::ListPeersResponse>, Status> {
+        Err(not_a_robots())
+    }
 }
 
 fn not_a_robots() -> Status {
