@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use x509_parser::{extensions::ParsedExtension, parse_x509_certificate};
 
 /// The hints that every authority has; robots' hints are their names.
 pub mod hints {
@@ -133,6 +134,25 @@ impl Identities {
         match &self.source {
             Source::Embedded(authority) => authority.activate(),
             Source::Spire(spire) => spire.activate().await,
+        }
+    }
+
+    /// The id of the authority that signs, as SPIRE's server shows it.
+    pub async fn signing(&self) -> String {
+        match &self.source {
+            Source::Embedded(authority) => {
+                let signs = authority.bundle().swap_remove(0);
+                let (_, signs) = parse_x509_certificate(&signs).unwrap();
+                let mut key_ids =
+                    signs
+                        .iter_extensions()
+                        .filter_map(|e| match e.parsed_extension() {
+                            ParsedExtension::SubjectKeyIdentifier(key) => Some(format!("{key:x}")),
+                            _ => None,
+                        });
+                key_ids.next().unwrap().replace(':', "")
+            }
+            Source::Spire(spire) => spire.signing().await,
         }
     }
 

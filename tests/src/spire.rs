@@ -358,6 +358,11 @@ plugins {{
         self.server(&[&command, flags].concat()).await
     }
 
+    /// The id of the authority that signs.
+    pub async fn signing(&self) -> String {
+        self.authority_in("active").await
+    }
+
     /// The id of the authority in this state.
     async fn authority_in(&self, state: &str) -> String {
         let shown = parsed(&self.authority("show", &[]).await);

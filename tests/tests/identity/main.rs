@@ -9,4 +9,5 @@
 
 mod authorities;
 mod outage;
+mod peers;
 mod withdrawal;
