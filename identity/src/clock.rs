@@ -19,6 +19,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+#[cfg(test)]
+use {std::cell::Cell, tokio::time::Instant};
+
 /// The wall clock is adjusted by less than this, and certificates' times leave room for as much.
 const STEP: Duration = Duration::from_secs(5);
 
@@ -152,13 +155,18 @@ fn step(reckoned: SystemTime, wall: SystemTime) -> Option<Doubt> {
     Some(doubt)
 }
 
+/// How long the machine has been running, sleep included; never stepped.
+pub(crate) fn since_start() -> Duration {
+    let steady = clock_gettime(ClockId::Boottime);
+    let nanoseconds = u32::try_from(steady.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(steady.tv_sec).unwrap_or(0), nanoseconds)
+}
+
 impl Reading {
     fn now() -> Self {
-        let steady = clock_gettime(ClockId::Boottime);
-        let nanoseconds = u32::try_from(steady.tv_nsec).unwrap_or(0);
         Self {
             wall: SystemTime::now(),
-            steady: Duration::new(u64::try_from(steady.tv_sec).unwrap_or(0), nanoseconds),
+            steady: since_start(),
         }
     }
 
@@ -172,28 +180,42 @@ impl Reading {
 impl Clock {
     /// One that passes as tokio's time does on this thread, also while that is paused.
     pub(crate) fn of_tokio() -> Self {
-        use std::cell::Cell;
-        use tokio::time::Instant;
-        thread_local! {
-            static BEGAN: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
-        }
         fn read() -> Reading {
             let now = (SystemTime::now(), Instant::now());
             let (wall, instant) = BEGAN.get().unwrap_or(now);
+            let (ahead, slept) = (AHEAD.get(), SLEPT.get());
             Reading {
-                wall: wall + instant.elapsed(),
-                steady: instant.elapsed(),
+                wall: wall + instant.elapsed() + slept + ahead,
+                steady: instant.elapsed() + slept,
             }
         }
         BEGAN.set(Some((SystemTime::now(), Instant::now())));
+        AHEAD.set(Duration::ZERO);
+        SLEPT.set(Duration::ZERO);
         Self::reading(read)
     }
+
+    /// Someone sets the wall clock of [`Clock::of_tokio`] ahead.
+    pub(crate) fn set_ahead(by: Duration) {
+        AHEAD.set(AHEAD.get() + by);
+    }
+
+    /// The machine of [`Clock::of_tokio`] sleeps, while tokio's time stands still.
+    pub(crate) fn sleep_through(by: Duration) {
+        SLEPT.set(SLEPT.get() + by);
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static BEGAN: Cell<Option<(SystemTime, Instant)>> = const { Cell::new(None) };
+    static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    static SLEPT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::Cell;
 
     thread_local! {
         static WALL: Cell<i64> = const { Cell::new(0) };

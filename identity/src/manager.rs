@@ -179,7 +179,10 @@ impl SvidManager {
     /// Our JWT-SVIDs for this audience; none is there before they are followed.
     pub fn jwt_svids(&self, audience: String) -> JwtSvids {
         let (endpoint, hint) = (self.running.endpoint.clone(), self.running.hint.clone());
-        JwtSvids::new(JwtSvidSource::of(endpoint, hint, audience))
+        JwtSvids::new(
+            JwtSvidSource::of(endpoint, hint, audience),
+            Arc::clone(&self.running.shared),
+        )
     }
 
     /// Stops following the Workload API and withdraws the SVID; returns when no task is left.

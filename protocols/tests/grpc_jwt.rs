@@ -10,7 +10,7 @@ use portarium_identity::{
     install_crypto_provider,
 };
 use portarium_protocols::{
-    adapter::{Adapter as _, DispatchError, Handover, Link, StopAnswer},
+    adapter::{Adapter as _, Cancel, DispatchError, Handover, Link, SignalError, StopAnswer},
     grpc::{ALPN, GrpcAdapter, GrpcRobot, convert, pb},
     mission::Command,
 };
@@ -175,4 +175,67 @@ async fn without_a_jwt_svid_a_mission_waits_and_a_stop_does_not() {
 
     world.authority.resume();
     hand_over(&adapter).await;
+}
+
+fn cancel() -> Arc<Cancel> {
+    Arc::new(Cancel {
+        command: command("m", "robot:execute_action"),
+        reason: String::new(),
+    })
+}
+
+/// Until the stop has got through, as the engine sends it again.
+async fn stopped(adapter: &GrpcAdapter) {
+    let began = Instant::now();
+    while adapter.stop(command("s", "robot:stop")).await != Ok(StopAnswer::Stationary) {
+        assert!(began.elapsed() < Duration::from_secs(10));
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_robot_that_insists_on_a_jwt_svid_refuses_nothing_for_good_for_want_of_one() {
+    let world = World::new().await;
+    *world.robot.insists.lock().unwrap() = Some(String::new());
+    world.authority.pause();
+    let adapter = world.adapter();
+    until("the robot is reached", || {
+        matches!(adapter.link(&"r".parse().unwrap()), Link::Up)
+    })
+    .await;
+    let sent = adapter.stop(command("s", "robot:stop")).await;
+    let Err(SignalError::Unreachable { reason }) = sent else {
+        panic!("{sent:?}");
+    };
+    assert!(reason.contains("show a JWT-SVID"), "{reason}");
+    let sent = adapter.cancel(cancel()).await;
+    assert!(
+        matches!(sent, Err(SignalError::Unreachable { .. })),
+        "{sent:?}"
+    );
+    world.authority.resume();
+    stopped(&adapter).await;
+    hand_over(&adapter).await;
+    assert_eq!(adapter.cancel(cancel()).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_jwt_svid_that_a_robot_does_not_take_is_replaced_and_the_call_made_again() {
+    let world = World::new().await;
+    let adapter = world.adapter();
+    hand_over(&adapter).await;
+    let shown = world.robot.authorizations.lock().unwrap().clone();
+    *world.robot.insists.lock().unwrap() = shown.last().unwrap().clone();
+    let sent = adapter.stop(command("s", "robot:stop")).await;
+    assert!(
+        matches!(sent, Err(SignalError::Unreachable { .. })),
+        "{sent:?}"
+    );
+    let mission = command("n", "robot:execute_action");
+    let sent = adapter.dispatch(mission, MINUTE).await;
+    assert!(
+        matches!(sent, Err(DispatchError::Unreachable { .. })),
+        "{sent:?}"
+    );
+    stopped(&adapter).await;
 }

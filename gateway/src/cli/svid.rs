@@ -87,7 +87,7 @@ impl Svid {
             }
             Self::Jwt(args) => {
                 let source = JwtSvidSource::new(&args.identity.config()?, args.audience)?;
-                line(source.fetch().await?.token())?;
+                line(source.fetch(None).await?.token())?;
                 Ok(Done::Well)
             }
             Self::Write(args) => write(args).await,

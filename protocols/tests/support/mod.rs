@@ -28,7 +28,7 @@ use std::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 /// What the robot was asked, and how it answers.
 #[derive(Default)]
@@ -46,6 +46,8 @@ pub struct Robot {
     pub dispatch_delay: Mutex<Duration>,
     /// The answer to a dispatch; by default `DISPATCHED`.
     pub dispatch_answer: Mutex<Option<Result<pb::DispatchMissionResponse, Status>>>,
+    /// Calls without a bearer token, or with this one, are refused.
+    pub insists: Mutex<Option<String>>,
     /// Bodies that were begun and not ended by an answer.
     pub in_flight: AtomicU32,
     position: AtomicU64,
@@ -69,6 +71,18 @@ impl Robot {
 
     pub fn count(&self, call: &str) -> usize {
         self.calls().iter().filter(|c| *c == call).count()
+    }
+
+    fn admit(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        let refused = self.insists.lock().unwrap().clone();
+        let shown = metadata.get("authorization").map(|shown| shown.to_str());
+        match (refused, shown) {
+            (Some(_), None) => Err(Status::unauthenticated("show a JWT-SVID")),
+            (Some(refused), Some(Ok(shown))) if shown == refused => {
+                Err(Status::unauthenticated("another one"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The robot reports a mission's state.
@@ -109,6 +123,7 @@ impl MissionService for Service {
         let shown = request.metadata().get("authorization");
         let shown = shown.map(|value| value.to_str().unwrap().to_owned());
         self.0.authorizations.lock().unwrap().push(shown);
+        self.0.admit(request.metadata())?;
         let request = request.into_inner();
         self.0.in_flight.fetch_add(1, Ordering::SeqCst);
         let _in_flight = InFlight(self.0.clone());
@@ -148,6 +163,7 @@ impl MissionService for Service {
         &self,
         request: Request<pb::CancelMissionRequest>,
     ) -> Result<Response<pb::CancelMissionResponse>, Status> {
+        self.0.admit(request.metadata())?;
         let request = request.into_inner();
         self.0.note(format!("cancel {}", request.mission_id));
         let known = self

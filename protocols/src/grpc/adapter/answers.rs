@@ -8,6 +8,7 @@ use crate::{
     grpc::{ChannelError, Down, channel::with_sources, convert::printable, pb},
     ids::{MissionId, RobotId},
 };
+use portarium_identity::JwtSvids;
 use tonic::{Code, Status};
 
 /// The most that is kept of a robot's explanation, in bytes.
@@ -69,6 +70,13 @@ pub(super) fn may_still_arrive(status: &Status) -> bool {
     !is_peers_word(status) && !ChannelError::was_not_sent(status)
 }
 
+/// Whether a robot that asks for a JWT-SVID turned a call away for the one that it came with, or for
+/// want of one. It has not looked at the call, which is made again with the next.
+fn wants_another(status: &Status, jwt: Option<&JwtSvids>) -> bool {
+    let jwt = jwt.filter(|_| is_peers_word(status) && status.code() == Code::Unauthenticated);
+    jwt.inspect(|jwt| jwt.refused()).is_some()
+}
+
 /// Answers that are given instead of processing a request.
 fn refuses(code: Code) -> bool {
     matches!(
@@ -92,7 +100,7 @@ fn explain(status: &Status) -> String {
     }
 }
 
-pub(super) fn of_failed_dispatch(status: &Status) -> Dispatched {
+pub(super) fn of_failed_dispatch(status: &Status, jwt: Option<&JwtSvids>) -> Dispatched {
     let reason = explain(status);
     Dispatched::Settled(Err(if ChannelError::was_not_sent(status) {
         DispatchError::Unreachable { reason }
@@ -100,6 +108,8 @@ pub(super) fn of_failed_dispatch(status: &Status) -> Dispatched {
         DispatchError::Unknown { reason }
     } else if status.code() == Code::AlreadyExists {
         return Dispatched::Duplicate;
+    } else if wants_another(status, jwt) {
+        DispatchError::Unreachable { reason }
     } else if refuses(status.code()) {
         DispatchError::Rejected { reason }
     } else if status.code() == Code::ResourceExhausted {
@@ -110,9 +120,9 @@ pub(super) fn of_failed_dispatch(status: &Status) -> Dispatched {
     }))
 }
 
-pub(super) fn of_failed_signal(status: &Status) -> SignalError {
+pub(super) fn of_failed_signal(status: &Status, jwt: Option<&JwtSvids>) -> SignalError {
     let reason = explain(status);
-    if is_peers_word(status) && refuses(status.code()) {
+    if is_peers_word(status) && refuses(status.code()) && !wants_another(status, jwt) {
         SignalError::Refused { reason }
     } else {
         SignalError::Unreachable { reason }
@@ -161,6 +171,7 @@ pub(super) fn of_status(
     robot: &RobotId,
     mission: &MissionId,
     answer: Result<pb::GetMissionStatusResponse, Status>,
+    jwt: Option<&JwtSvids>,
 ) -> Result<Reconciled, SignalError> {
     match answer {
         Ok(answer) if answer.outcome_unknown => Ok(Reconciled::CannotAsk),
@@ -179,7 +190,7 @@ pub(super) fn of_status(
         Err(status) if is_peers_word(&status) && status.code() == Code::Unimplemented => {
             Ok(Reconciled::CannotAsk)
         }
-        Err(status) => Err(of_failed_signal(&status)),
+        Err(status) => Err(of_failed_signal(&status, jwt)),
     }
 }
 
@@ -314,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_grpc_error_is_a_refusal_only_where_it_is_given_instead_of_processing() {
-        let of = |code| match of_failed_dispatch(&Status::new(code, "x")) {
+        let of = |code| match of_failed_dispatch(&Status::new(code, "x"), None) {
             Dispatched::Settled(Err(error)) => error,
             other => panic!("{code:?}: {other:?}"),
         };

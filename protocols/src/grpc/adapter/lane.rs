@@ -104,13 +104,18 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Order>) {
             }
             Order::Cancel { cancel, answer } => {
                 let _ = answer.send(match shared.command.channel() {
-                    Ok(channel) => send_cancel(channel, cancel_request(&cancel)).await,
+                    Ok(channel) => {
+                        send_cancel(channel, cancel_request(&cancel), shared.jwt.as_deref()).await
+                    }
                     Err(down) => Err(down.into()),
                 });
             }
             Order::Stop { stop, copy, answer } => {
                 let _ = answer.send(match shared.command.channel() {
-                    Ok(channel) => send_stop(channel, dispatch_request(&stop), copy).await,
+                    Ok(channel) => {
+                        let jwt = shared.jwt.as_deref();
+                        send_stop(channel, dispatch_request(&stop), copy, jwt).await
+                    }
                     Err(down) => Err(down.into()),
                 });
             }
@@ -139,7 +144,7 @@ async fn dispatch(
         ));
     }
     shared.open.add(command);
-    let result = match send(channel.clone(), command, limit).await {
+    let result = match send(shared, channel.clone(), command, limit).await {
         Dispatched::Settled(result) => result,
         Dispatched::Duplicate => duplicate(shared, command, channel).await,
     };
@@ -149,12 +154,12 @@ async fn dispatch(
     result
 }
 
-async fn send(channel: Channel, command: &Command, limit: Duration) -> Dispatched {
+async fn send(shared: &Shared, channel: Channel, command: &Command, limit: Duration) -> Dispatched {
     let mut client = client(channel);
     let call = client.dispatch_mission(limited(dispatch_request(command), limit));
     match timeout(limit, call).await {
         Ok(Ok(answer)) => answers::of_dispatch(answer.get_ref()),
-        Ok(Err(status)) => answers::of_failed_dispatch(&status),
+        Ok(Err(status)) => answers::of_failed_dispatch(&status, shared.jwt.as_deref()),
         Err(_) => Dispatched::Settled(Err(DispatchError::Unknown {
             reason: format!("the robot did not answer within {limit:?}"),
         })),

@@ -180,7 +180,9 @@ impl RobotLink {
             answer,
         });
         let request = cancel_request(&cancel);
-        let at_once = self.at_once(|channel| send_cancel(channel, request));
+        let jwt = self.shared.jwt.clone();
+        let at_once = self
+            .at_once(|channel| async move { send_cancel(channel, request, jwt.as_deref()).await });
         first_success(at_once, behind).await
     }
 
@@ -199,7 +201,10 @@ impl RobotLink {
             answer,
         });
         let request = dispatch_request(&stop);
-        let at_once = self.at_once(|channel| send_stop(channel, request, first));
+        let jwt = self.shared.jwt.clone();
+        let at_once = self.at_once(|channel| async move {
+            send_stop(channel, request, first, jwt.as_deref()).await
+        });
         let answer = first_success(at_once, behind).await;
         if answer == Ok(StopAnswer::Stationary) {
             self.shared.open.remove(&stop.mission_id);
@@ -248,7 +253,8 @@ impl RobotLink {
     }
 }
 
-/// Calls go without where there is none: a stop must not wait for it, and a mission does before.
+/// Calls go without where there is none: a stop must not wait for it (a robot that insists is sent
+/// it again with the next one), and a mission does before.
 impl Credential for JwtSvids {
     fn bearer(&self) -> io::Result<Option<String>> {
         Ok(self.current().map(|svid| svid.token().to_owned()))
@@ -314,12 +320,13 @@ pub(super) fn cancel_request(cancel: &Cancel) -> pb::CancelMissionRequest {
 pub(super) async fn send_cancel(
     channel: Channel,
     request: pb::CancelMissionRequest,
+    jwt: Option<&JwtSvids>,
 ) -> Result<(), SignalError> {
     let mut client = client(channel);
     let call = client.cancel_mission(limited(request, SIGNAL_LIMIT));
     match timeout(SIGNAL_LIMIT, call).await {
         Ok(Ok(answer)) => answers::of_cancel(answer.get_ref()),
-        Ok(Err(status)) => Err(answers::of_failed_signal(&status)),
+        Ok(Err(status)) => Err(answers::of_failed_signal(&status, jwt)),
         Err(_) => Err(no_answer()),
     }
 }
@@ -328,12 +335,13 @@ pub(super) async fn send_stop(
     channel: Channel,
     request: pb::DispatchMissionRequest,
     copy: OnItsWay,
+    jwt: Option<&JwtSvids>,
 ) -> Result<StopAnswer, SignalError> {
     let (answer, answered) = oneshot::channel();
     tokio::spawn(follow_stop(channel, request, copy, answer));
     match timeout(SIGNAL_LIMIT, answered).await {
         Ok(Ok(Ok(answer))) => answers::of_stop(&answer),
-        Ok(Ok(Err(status))) => Err(answers::of_failed_signal(&status)),
+        Ok(Ok(Err(status))) => Err(answers::of_failed_signal(&status, jwt)),
         Ok(Err(_)) => Err(unreachable("the gateway is shutting down")),
         Err(_) => Err(no_answer()),
     }
@@ -383,7 +391,7 @@ pub(super) async fn ask(
                 // What finds no place is not worth the wait of who asks.
                 let _ = shared.updates.try_send(Update::Disbelieved(nonsense));
             }
-            answers::of_status(robot, mission, answer)
+            answers::of_status(robot, mission, answer, shared.jwt.as_deref())
         }
         Err(_) => Err(no_answer()),
     }
