@@ -335,12 +335,16 @@ async fn a_good_configuration_and_the_sample_are_accepted() {
     assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
     assert_contains(&ended.out, "ok: 1 robot, 1 broker, 1 policy rule");
 
-    // Its state folder is the only thing that a machine may not have.
+    // What a machine may not have: its state folder, and the authority of who issues tokens.
     let file = written(&dir, portarium_gateway::config::SAMPLE);
     let mut command = process::command(&["check-config", &file]);
     let state = dir.path();
     command.env("PORTARIUM__JOURNAL__PATH", state.join("journal.sqlite"));
     command.env("PORTARIUM__AUDIT__PATH", state.join("audit.jsonl"));
+    let authority = state.join("issuer-ca.pem");
+    let own = rcgen::generate_simple_self_signed(["issuer.portarium.io".to_owned()]).unwrap();
+    fs::write(&authority, own.cert.pem()).unwrap();
+    command.env("PORTARIUM__TOKENS__KEYS_CA_FILE", authority);
     let ended = process::Process::spawn(command).ended().await;
     assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""), "{ended:?}");
     assert_contains(&ended.out, "ok: 2 robots, 1 broker, 4 policy rules");

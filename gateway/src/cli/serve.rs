@@ -32,6 +32,7 @@ pub(super) fn dev(args: DevArgs) -> anyhow::Result<Done> {
 
 pub(super) fn check_config(file: &Path) -> anyhow::Result<Done> {
     let config = Config::load(file)?;
+    supervisor::check_keys(file, &config)?;
     let count = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
     let rules = config.reloadable.policy.rules();
     output::line(format_args!(

@@ -83,6 +83,13 @@ fn each_mistake_in_the_file_is_one_line_that_says_where_and_what_to_do() {
         (
             with(
                 "[audit]",
+                &tokens("keys_file = \"k\"\nkeys_refresh = \"13h\""),
+            ),
+            "tokens.keys_refresh: is more than 12 h, and keys are used for a day at most; write less",
+        ),
+        (
+            with(
+                "[audit]",
                 &tokens("keys_file = \"k\"").replace("issuer = \"i\"", ""),
             ),
             "tokens.issuer: missing; add it",

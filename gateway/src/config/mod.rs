@@ -126,8 +126,8 @@ pub struct TokensConfig {
     /// `issuer` and `audience`: whose tokens are taken, and which. Required.
     pub rules: TokenRules,
     /// `keys_file`, `keys_url` (with `keys_ca_file`) or `keys_trust_domain`: where the issuer's
-    /// public keys come from. One of them is required. `keys_refresh`: how often they are read.
-    /// Default: `5m`.
+    /// public keys come from. One of them is required. `keys_refresh`: how often they are read, 12 h
+    /// at most. Default: `5m`.
     pub keys: KeysConfig,
     /// `methods`: which need a token. Required.
     pub methods: MethodSet,

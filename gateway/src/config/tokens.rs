@@ -11,6 +11,9 @@ use std::time::Duration;
 
 const REFRESH: Duration = Duration::from_secs(5 * 60);
 
+/// Keys are used for a day at most; so there is a second try.
+const LONGEST_REFRESH: Duration = Duration::from_secs(12 * 60 * 60);
+
 pub(super) fn tokens(
     source: &Source,
     raw: Option<raw::RawTokens>,
@@ -31,6 +34,10 @@ pub(super) fn tokens(
     };
     let methods = peers::methods(source, "tokens.methods", raw.methods)?;
     let refresh = duration(source, "tokens.keys_refresh", raw.keys_refresh, REFRESH)?;
+    if refresh > LONGEST_REFRESH {
+        let problem = "is more than 12 h, and keys are used for a day at most; write less";
+        return Err(source.error("tokens.keys_refresh", problem));
+    }
     let from = Keys {
         file: raw.keys_file,
         url: raw.keys_url,

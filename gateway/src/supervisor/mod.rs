@@ -11,7 +11,7 @@ mod readiness;
 mod reload;
 mod serve;
 
-pub use prepare::{Addresses, Gateway};
+pub use prepare::{Addresses, Gateway, check_keys};
 
 use crate::config::Config;
 use anyhow::Context as _;

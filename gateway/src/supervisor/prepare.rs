@@ -10,7 +10,7 @@ use crate::{
 };
 use portarium_identity::{
     SvidManager, error_chain,
-    token::{KeySource, TokenKeys},
+    token::{KeySource, KeysError, TokenKeys},
 };
 use std::{
     net::{SocketAddr, TcpListener},
@@ -93,9 +93,12 @@ impl Gateway {
         };
         let token_keys = match &config.tokens {
             None => None,
-            Some(tokens) => Some(Arc::new(TokenKeys::new(tokens.keys.clone()).map_err(
-                |error| key_error(file, key_of(&tokens.keys.source), &error_chain(&error)),
-            )?)),
+            Some(tokens) => {
+                let keys = TokenKeys::new(tokens.keys.clone());
+                Some(Arc::new(
+                    keys.map_err(|e| keys_error(file, &tokens.keys.source, &e))?,
+                ))
+            }
         };
         Ok(Self {
             config,
@@ -128,6 +131,19 @@ impl Gateway {
 /// with 1024, strangers by the thousand kept some newcomers out for longer than 20 s.
 const BACKLOG: i32 = 4096;
 
+/// Whether the issuer's keys can be had, as far as this machine can tell. A gateway starts without
+/// them, so that stops get through.
+///
+/// # Errors
+/// [`ConfigError`] where they cannot.
+pub fn check_keys(file: &Path, config: &Config) -> Result<(), ConfigError> {
+    let Some(tokens) = &config.tokens else {
+        return Ok(());
+    };
+    let checked = tokens.keys.check();
+    checked.map_err(|error| keys_error(file, &tokens.keys.source, &error))
+}
+
 fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     rustix::net::listen(&listener, BACKLOG)?;
@@ -135,13 +151,13 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Where the configuration says where keys come from.
-fn key_of(keys: &KeySource) -> &'static str {
-    match keys {
+fn keys_error(file: &Path, from: &KeySource, error: &KeysError) -> ConfigError {
+    let key = match from {
         KeySource::File(_) => "tokens.keys_file",
         KeySource::Url { .. } => "tokens.keys_url",
         KeySource::WorkloadApi { .. } => "tokens.keys_trust_domain",
-    }
+    };
+    key_error(file, key, &error_chain(error))
 }
 
 fn key_error(file: &Path, key: &str, problem: &str) -> ConfigError {

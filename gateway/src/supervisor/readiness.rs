@@ -48,17 +48,29 @@ pub(super) async fn identity(manager: SvidManager, component: Component) {
 }
 
 /// Keeps the keys of the issuer of tokens up to date until the process ends. Without any, calls that
-/// need a token are refused.
-pub(super) async fn tokens(keys: Arc<TokenKeys>, component: Component) {
+/// need a token are refused; stops reach a gateway that is ready, so that it is, unless they need one
+/// as well.
+pub(super) async fn tokens(keys: Arc<TokenKeys>, stops: bool, component: Component) {
     let looked_at = async {
         let mut ticks = interval(PERIOD);
         loop {
             ticks.tick().await;
+            let problem = keys.problem();
             if keys.current().is_some() {
-                component.ready();
+                match problem {
+                    None => component.ready(),
+                    Some(why) => component.degraded(format!(
+                        "the keys of the issuer of access tokens cannot be renewed: {why}"
+                    )),
+                }
+                continue;
+            }
+            let why = problem.unwrap_or_else(|| "none came yet".to_owned());
+            let why = format!("no keys of the issuer of access tokens: {why}");
+            if stops {
+                component.not_ready(why);
             } else {
-                let why = keys.problem().unwrap_or_else(|| "none came yet".to_owned());
-                component.not_ready(format!("no keys of the issuer of access tokens: {why}"));
+                component.degraded(why);
             }
         }
     };

@@ -138,7 +138,10 @@ impl Gateway {
         let tokens = config.tokens.as_ref().zip(token_keys).zip(identity.clone());
         let tokens = tokens.map(|((config, keys), identity)| {
             let component = readiness.component("tokens");
-            tasks.run("tokens", readiness::tokens(keys.clone(), component));
+            tasks.run(
+                "tokens",
+                readiness::tokens(keys.clone(), config.stops, component),
+            );
             Arc::new(Tokens::new(config, keys, identity, observer.clone()))
         });
         let service = Service::new(

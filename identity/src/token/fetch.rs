@@ -14,11 +14,17 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
     version::TLS13,
 };
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    task::spawn_blocking,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -67,7 +73,14 @@ pub(super) struct Endpoint {
     host: String,
     port: u16,
     /// `None`: `http`, on this machine.
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<Secured>,
+}
+
+/// Whom to expect, and who may say so.
+#[derive(Clone)]
+struct Secured {
+    name: ServerName<'static>,
+    ca_file: Option<PathBuf>,
 }
 
 impl Endpoint {
@@ -82,7 +95,8 @@ impl Endpoint {
         let (tls, usual) = match address.scheme_str() {
             Some("https") => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
-                (Some((connector(ca_file)?, name)), 443)
+                let ca_file = ca_file.map(Path::to_owned);
+                (Some(Secured { name, ca_file }), 443)
             }
             Some("http") if is_here(&host) => (None, 80),
             _ => return Err(wrong()),
@@ -96,6 +110,13 @@ impl Endpoint {
         })
     }
 
+    /// Whether there are authorities.
+    pub(super) fn check(&self) -> Result<(), FetchError> {
+        self.tls
+            .as_ref()
+            .map_or(Ok(()), |tls| tls.connector().map(|_| ()))
+    }
+
     pub(super) async fn fetch(&self) -> Result<Bytes, FetchError> {
         let late = |_| FetchError::Late {
             address: self.address.clone(),
@@ -107,9 +128,18 @@ impl Endpoint {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
         let stream = stream.map_err(|error| self.failed(&error))?;
         match &self.tls {
-            None => self.ask(stream).await,
-            Some((connector, name)) => {
-                let secured = connector.connect(name.clone(), stream).await;
+            // The name of this machine may be resolved to another.
+            None => match stream.peer_addr() {
+                Ok(server) if server.ip().is_loopback() => self.ask(stream).await,
+                Ok(_) => Err(FetchError::Address(self.address.to_string())),
+                Err(error) => Err(self.failed(&error)),
+            },
+            Some(tls) => {
+                // Read each time: authorities change, and are files.
+                let (secured, name) = (tls.clone(), tls.name.clone());
+                let connector = spawn_blocking(move || secured.connector()).await;
+                let connector = connector.map_err(|error| self.failed(&error))??;
+                let secured = connector.connect(name, stream).await;
                 self.ask(secured.map_err(|error| self.failed(&error))?)
                     .await
             }
@@ -179,31 +209,68 @@ fn is_here(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, FetchError> {
-    let wrong = FetchError::Authorities;
-    let mut roots = RootCertStore::empty();
-    match ca_file {
-        Some(file) => {
-            let told = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-            let all = CertificateDer::pem_file_iter(file).map_err(|e| wrong(told(&e)))?;
-            for one in all {
-                let one = one.map_err(|e| wrong(told(&e)))?;
-                roots.add(one).map_err(|e| wrong(told(&e)))?;
+impl Secured {
+    fn connector(&self) -> Result<TlsConnector, FetchError> {
+        let wrong = FetchError::Authorities;
+        let mut roots = RootCertStore::empty();
+        match &self.ca_file {
+            Some(file) => {
+                let told = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+                let all = CertificateDer::pem_file_iter(file).map_err(|e| wrong(told(&e)))?;
+                for one in all {
+                    let one = one.map_err(|e| wrong(told(&e)))?;
+                    roots.add(one).map_err(|e| wrong(told(&e)))?;
+                }
+            }
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
         }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(wrong(
+                "there are none; name a file that has some".to_owned(),
+            ));
         }
+        let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| wrong(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(TlsConnector::from(Arc::new(config)))
     }
-    if roots.is_empty() {
-        return Err(wrong(
-            "there are none; name a file that has some".to_owned(),
-        ));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    #[tokio::test]
+    async fn what_the_name_of_this_machine_leads_to_has_to_be_this_machine() {
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        let mut endpoint = Endpoint::new(&format!("http://localhost:{port}/"), None).unwrap();
+        assert!(endpoint.fetch().await.is_ok());
+        // As a resolver may have it that is not ours: sends nothing, and tells our own address.
+        let outwards = UdpSocket::bind("0.0.0.0:0").unwrap();
+        outwards.connect("192.0.2.1:9").unwrap();
+        endpoint.host = outwards.local_addr().unwrap().ip().to_string();
+        let fetched = endpoint.fetch().await;
+        assert!(
+            matches!(fetched, Err(FetchError::Address(_))),
+            "{fetched:?}"
+        );
     }
-    let config = ClientConfig::builder_with_provider(Arc::clone(provider()))
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|error| wrong(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }

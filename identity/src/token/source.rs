@@ -3,7 +3,7 @@ use super::{
     KeySet, KeySetError,
     fetch::{Endpoint, FetchError},
 };
-use crate::{IdentityError, TrustDomain, follow::endpoint};
+use crate::{IdentityError, TrustDomain, clock::since_start, follow::endpoint};
 use arc_swap::ArcSwapOption;
 use futures::StreamExt as _;
 use spiffe::{WorkloadApiClient, WorkloadApiError, transport};
@@ -26,7 +26,7 @@ use tokio::{
 pub(super) const LARGEST: usize = 1 << 20;
 
 /// Keys that could not be renewed for so long are not used any longer: a key that was withdrawn
-/// meanwhile would be.
+/// meanwhile would be. Also by a clock that goes on while the machine sleeps.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// However many unknown keys tokens name, the issuer is not asked more often than this.
@@ -116,11 +116,12 @@ pub struct TokenKeys {
     problem: Mutex<Option<String>>,
     wanted: Notify,
     from: From,
+    clock: fn() -> Duration,
 }
 
 struct Loaded {
     keys: Arc<KeySet>,
-    at: Instant,
+    at: Duration,
 }
 
 enum From {
@@ -139,11 +140,28 @@ enum From {
     },
 }
 
-impl TokenKeys {
-    /// Reads a file of keys at once; those from elsewhere come with [`TokenKeys::follow`].
+impl KeysConfig {
+    /// Whether keys can be had with it, as far as this machine can tell: its files are read.
     ///
     /// # Errors
-    /// Where the file cannot be read or has no keys, or the address or the socket is none.
+    /// Where a file cannot be read or has not what it should, or the address or the socket is none.
+    pub fn check(&self) -> Result<(), KeysError> {
+        match &self.source {
+            KeySource::File(path) => read(path).map(|_| ()),
+            KeySource::Url { url, ca_file } => Ok(Endpoint::new(url, ca_file.as_deref())?.check()?),
+            KeySource::WorkloadApi {
+                endpoint_socket, ..
+            } => Ok(endpoint(endpoint_socket.as_deref()).map(|_| ())?),
+        }
+    }
+}
+
+impl TokenKeys {
+    /// Reads a file of keys at once; where that cannot be, and from elsewhere, they come with
+    /// [`TokenKeys::follow`].
+    ///
+    /// # Errors
+    /// Where the address or the socket is none.
     pub fn new(config: KeysConfig) -> Result<Self, KeysError> {
         let refresh = config.refresh;
         let from = match config.source {
@@ -166,18 +184,28 @@ impl TokenKeys {
             problem: Mutex::new(None),
             wanted: Notify::new(),
             from,
+            clock: since_start,
         };
         if let From::File { path, .. } = &keys.from {
-            keys.loaded(read(path)?);
+            match read(path) {
+                Ok(read) => keys.loaded(read),
+                Err(error) => keys.failed(&error),
+            }
         }
         Ok(keys)
     }
 
-    /// The keys as last read; `None` before the first time, and a day after the last.
+    /// The keys as last read; `None` before the first time, a day after the last, and where the
+    /// issuer says that it has none.
     pub fn current(&self) -> Option<Arc<KeySet>> {
         let loaded = self.keys.load();
         let loaded = loaded.as_ref()?;
-        (loaded.at.elapsed() < KEPT).then(|| Arc::clone(&loaded.keys))
+        if (self.clock)().saturating_sub(loaded.at) < KEPT {
+            return Some(Arc::clone(&loaded.keys));
+        }
+        // The machine may have slept, and the timer with it.
+        self.missed();
+        None
     }
 
     /// What keeps them from being renewed.
@@ -200,6 +228,10 @@ impl TokenKeys {
                     self.pause(next).await;
                 }
                 Err(error) => {
+                    // Whole and well-formed, and all are withdrawn: none counts any more.
+                    if let KeysError::KeySet(KeySetError::NoKey) = error {
+                        self.keys.store(None);
+                    }
                     self.failed(&error);
                     let pause = PAUSE
                         .saturating_mul(1 << failures.min(8))
@@ -289,7 +321,7 @@ impl TokenKeys {
         }
         self.keys.store(Some(Arc::new(Loaded {
             keys: Arc::new(keys),
-            at: Instant::now(),
+            at: (self.clock)(),
         })));
     }
 
@@ -319,5 +351,56 @@ fn read(path: &Path) -> Result<KeySet, KeysError> {
             path: path.to_owned(),
             reason,
         }),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_could_not_be_renewed_for_a_day_are_used_no_longer_also_if_the_machine_slept()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let mut keys = TokenKeys::new(KeysConfig {
+            source: KeySource::File(path.clone()),
+            refresh: 12 * HOUR,
+        })
+        .unwrap();
+        keys.clock = || NOW.get();
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let key = crate::token::SigningKey::from_pem(pem.as_bytes()).unwrap();
+        std::fs::write(&path, key.key_set("a").to_string()).unwrap();
+        let keys = Arc::new(keys);
+        let followed = Arc::clone(&keys);
+        let task = tokio::spawn(async move { followed.follow().await });
+        while keys.current().is_none() {
+            sleep(PAUSE).await;
+        }
+        NOW.set(KEPT - PAUSE);
+        assert!(keys.current().is_some());
+        // All of that in a sleep of the machine: no timer has run.
+        NOW.set(KEPT);
+        assert!(keys.current().is_none());
+        sleep(APART * 2).await;
+        assert!(
+            keys.current().is_some(),
+            "they are read as soon as it wakes"
+        );
+        std::fs::remove_file(&path).unwrap();
+        NOW.set(2 * KEPT);
+        assert!(keys.current().is_none());
+        sleep(APART * 2).await;
+        assert!(keys.current().is_none());
+        task.abort();
     }
 }

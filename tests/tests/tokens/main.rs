@@ -2,6 +2,9 @@
 //! with a line in the audit everywhere else, and never in the way of a stop.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod cli;
+mod keys;
+
 use base64ct::{Base64UrlUnpadded, Encoding as _};
 use portarium_gateway::dev::robot::{ExecutionLog, RobotConfig};
 use portarium_identity::{
@@ -10,24 +13,16 @@ use portarium_identity::{
 };
 use portarium_protocols::grpc::Credential;
 use portarium_tests::{
-    Caller, Config, GatewayProcess, Identities, audit, binary, figure, grpc_robot, hints, init,
-    metric, mission, soon, spiffe_id, status_of, stop, until,
+    Caller, Config, GatewayProcess, Identities, audit, figure, grpc_robot, hints, init, metric,
+    mission, soon, stop, until,
 };
 use rcgen::KeyPair;
 use serde_json::{Map, Value, json};
 use std::{
     fs, io,
     path::Path,
-    process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tonic::Code;
 
@@ -104,6 +99,11 @@ struct World {
 impl World {
     /// `keys`: the line of the configuration that says where keys come from.
     async fn start(ttl: Duration, keys: impl FnOnce(&Path) -> String) -> Self {
+        Self::guarding(&["DispatchMission", "HoldRobot"], ttl, keys).await
+    }
+
+    /// As [`World::start`], where other methods need a token.
+    async fn guarding(methods: &[&str], ttl: Duration, keys: impl FnOnce(&Path) -> String) -> Self {
         init();
         let dir = tempfile::tempdir().unwrap();
         let identities = Identities::living(dir.path(), &["g"], ttl).await;
@@ -114,7 +114,7 @@ impl World {
         let config = Config::new(dir.path(), &identities)
             .grpc_robot("g", robot.local_addr().port(), "")
             .text(&format!(
-                "[tokens]\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nmethods = [\"DispatchMission\", \"HoldRobot\"]\n{keys}\n"
+                "[tokens]\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nmethods = {methods:?}\n{keys}\n"
             ));
         let gateway = GatewayProcess::start(dir.path(), &config).await;
         Self {
@@ -126,12 +126,7 @@ impl World {
     }
 
     async fn with_file(ttl: Duration, issuer: &Issuer) -> Self {
-        Self::start(ttl, |dir| {
-            let file = dir.join("keys.json");
-            fs::write(&file, issuer.keys()).unwrap();
-            format!("keys_file = \"{}\"", file.display())
-        })
-        .await
+        Self::start(ttl, |dir| keys_file(dir, issuer)).await
     }
 
     async fn caller(&self, hint: &str) -> (Caller, SvidManager, Arc<Shown>) {
@@ -151,6 +146,12 @@ impl World {
             .map(|line| line["reason"].as_str().unwrap_or_default().to_owned())
             .collect()
     }
+}
+
+fn keys_file(dir: &Path, issuer: &Issuer) -> String {
+    let file = dir.join("keys.json");
+    fs::write(&file, issuer.keys()).unwrap();
+    format!("keys_file = \"{}\"", file.display())
 }
 
 async fn try_once(caller: &Caller, id: &str) -> Result<(), tonic::Status> {
@@ -323,209 +324,4 @@ async fn after_a_rotation_the_old_token_is_refused_and_a_new_one_is_taken() {
     caller
         .accepted(&mission("g", "second", Duration::from_millis(1)))
         .await;
-}
-
-/// Serves keys, or misbehaves; counts who asks.
-struct KeyServer {
-    port: u16,
-    says: Arc<Mutex<Says>>,
-    asked: Arc<AtomicUsize>,
-}
-
-#[derive(Clone)]
-enum Says {
-    Keys(String),
-    Nothing,
-    Endless,
-}
-
-impl KeyServer {
-    async fn start(says: Says) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (says, asked) = (Arc::new(Mutex::new(says)), Arc::new(AtomicUsize::new(0)));
-        let (now, count) = (says.clone(), asked.clone());
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                count.fetch_add(1, Relaxed);
-                let says = now.lock().unwrap().clone();
-                tokio::spawn(async move {
-                    let _ = stream.read(&mut [0; 4096]).await;
-                    match says {
-                        Says::Keys(keys) => {
-                            let length = keys.len();
-                            let head =
-                                format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
-                            let _ = stream.write_all((head + &keys).as_bytes()).await;
-                        }
-                        Says::Nothing => tokio::time::sleep(HOUR).await,
-                        Says::Endless => {
-                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
-                            while stream.write_all(&[b' '; 65_536]).await.is_ok() {}
-                        }
-                    }
-                });
-            }
-        });
-        Self { port, says, asked }
-    }
-
-    fn line(&self) -> String {
-        format!(
-            "keys_url = \"http://127.0.0.1:{}/keys\"\nkeys_refresh = \"200ms\"",
-            self.port
-        )
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn keys_that_do_not_come_hold_up_no_call_and_no_stop_and_those_that_came_stay() {
-    let issuer = Issuer::new();
-    let server = KeyServer::start(Says::Nothing).await;
-    init();
-    let dir = tempfile::tempdir().unwrap();
-    let identities = Identities::living(dir.path(), &["g"], HOUR).await;
-    let log = ExecutionLog::in_memory();
-    let robot = grpc_robot(&identities, RobotConfig::new("g".parse().unwrap()), &log).await;
-    let config = Config::new(dir.path(), &identities)
-        .grpc_robot("g", robot.local_addr().port(), "")
-        .text(&format!(
-            "[tokens]\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nmethods = [\"DispatchMission\"]\n{}\n",
-            server.line()
-        ));
-    let gateway = GatewayProcess::launch(dir.path(), &config);
-    let manager = identities.manager(hints::CONTROL_PLANE).await;
-    let shown = Arc::<Shown>::default();
-    let caller = soon(
-        "a connection",
-        Caller::showing(Some(shown.clone() as _), &manager, gateway.ports.grpc),
-    )
-    .await;
-    shown.show(issuer.mint(&manager.current().unwrap().thumbprint, json!({})));
-    caller.robots_reachable(&["g"]).await;
-
-    let timed = async |what: &str| {
-        let began = Instant::now();
-        caller.accepted(&stop("g", what)).await;
-        let stopped = began.elapsed();
-        let began = Instant::now();
-        let tried = try_once(&caller, &format!("m-{what}")).await;
-        (tried, stopped.max(began.elapsed()))
-    };
-    let (none, mut slowest) = timed("silent").await;
-    assert_eq!(none.unwrap_err().code(), Code::Unavailable);
-    let (ready, why) = status_of(gateway.ports.health).await;
-    assert_eq!(ready, 503, "{why}");
-    assert!(why.contains("no keys of the issuer"), "{why}");
-
-    *server.says.lock().unwrap() = Says::Keys(issuer.keys());
-    gateway.ready().await;
-    let (good, _) = timed("keys").await;
-    good.unwrap();
-    for (what, says) in [("huge", Says::Endless), ("slow", Says::Nothing)] {
-        *server.says.lock().unwrap() = says;
-        let before = server.asked.load(Relaxed);
-        until("the keys are asked for", async || {
-            server.asked.load(Relaxed) > before + 1
-        })
-        .await;
-        let (good, took) = timed(what).await;
-        good.unwrap();
-        slowest = slowest.max(took);
-    }
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
-    figure(
-        "tokens",
-        &format!(
-            "keys that are silent, huge or slow: no call and no stop took longer than {slowest:.1?}"
-        ),
-    );
-}
-
-/// Runs the shipped binary: its exit code, standard output and standard error.
-fn run(words: &[&str], variables: &[(&str, String)]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(binary("portarium-gateway"));
-    command.args(words).envs(variables.iter().cloned());
-    let ended = command.output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        ended.status.code(),
-        text(&ended.stdout),
-        text(&ended.stderr),
-    )
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_minted_shown_and_verified_with_the_command_line_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let key = dir.path().join("issuer.pem").display().to_string();
-    fs::write(&key, Issuer::new().pem).unwrap();
-    let (code, keys, why) = run(&["token", "keys", "--key", &key, "--kid", KID], &[]);
-    assert_eq!(code, Some(0), "{why}");
-    let world = World::start(HOUR, |folder| {
-        let path = folder.join("keys.json");
-        fs::write(&path, &keys).unwrap();
-        format!("keys_file = \"{}\"", path.display())
-    })
-    .await;
-    let variables = [
-        ("SPIFFE_ENDPOINT_SOCKET", world.identities.endpoint()),
-        (
-            "PORTARIUM_SERVER",
-            format!("localhost:{}", world.gateway.ports.grpc),
-        ),
-        ("PORTARIUM_SERVER_ID", spiffe_id(hints::GATEWAY)),
-    ];
-    let as_control_plane = |words: &[&str]| {
-        run(
-            &[words, &["--hint", hints::CONTROL_PLANE]].concat(),
-            &variables,
-        )
-    };
-    let mint = [
-        "token",
-        "mint",
-        "--key",
-        &key,
-        "--kid",
-        KID,
-        "--issuer",
-        ISSUER,
-        "--audience",
-        AUDIENCE,
-    ];
-    let (code, minted, why) = as_control_plane(&mint);
-    assert_eq!(code, Some(0), "{why}");
-    let token = dir.path().join("token").display().to_string();
-    fs::write(&token, &minted).unwrap();
-    let dispatch = [
-        "mission",
-        "dispatch",
-        "--robot",
-        "g",
-        "--action",
-        "navigate_to",
-    ];
-    let (code, _, why) = as_control_plane(&dispatch);
-    assert_eq!(code, Some(1), "{why}");
-    assert!(why.contains("access token: none came"), "{why}");
-    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", &token]].concat());
-    assert_eq!(code, Some(0), "{why}");
-    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", "/nowhere"]].concat());
-    assert_eq!(code, Some(1), "{why}");
-    assert!(why.contains("--token-file /nowhere: No such file"), "{why}");
-    // As an issuer mints that only sees the certificate of its caller.
-    let lasting = dir.path().join("operator");
-    world
-        .identities
-        .write_lasting(hints::OPERATOR, HOUR, &lasting);
-    let certificate = lasting.join("svid.pem").display().to_string();
-    let (code, minted, why) = run(&[&mint[..], &["--certificate", &certificate]].concat(), &[]);
-    assert_eq!(code, Some(0), "{why}");
-    fs::write(&token, &minted).unwrap();
-    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", &token]].concat());
-    assert_eq!(code, Some(1), "{why}");
-    assert!(why.contains("bound to another certificate"), "{why}");
-    let (code, jwt, why) = as_control_plane(&["svid", "jwt", "--audience", "robot-arm"]);
-    assert_eq!((code, jwt.trim().split('.').count()), (Some(0), 3), "{why}");
 }

@@ -1,0 +1,93 @@
+//! The command line alone.
+
+use super::{AUDIENCE, HOUR, ISSUER, Issuer, KID, World};
+use portarium_tests::{binary, hints, spiffe_id};
+use std::{fs, process::Command};
+
+/// Runs the shipped binary: its exit code, standard output and standard error.
+pub(super) fn run(words: &[&str], variables: &[(&str, String)]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(binary("portarium-gateway"));
+    command.args(words).envs(variables.iter().cloned());
+    let ended = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        ended.status.code(),
+        text(&ended.stdout),
+        text(&ended.stderr),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_minted_shown_and_verified_with_the_command_line_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("issuer.pem").display().to_string();
+    fs::write(&key, Issuer::new().pem).unwrap();
+    let (code, keys, why) = run(&["token", "keys", "--key", &key, "--kid", KID], &[]);
+    assert_eq!(code, Some(0), "{why}");
+    let world = World::start(HOUR, |folder| {
+        let path = folder.join("keys.json");
+        fs::write(&path, &keys).unwrap();
+        format!("keys_file = \"{}\"", path.display())
+    })
+    .await;
+    let variables = [
+        ("SPIFFE_ENDPOINT_SOCKET", world.identities.endpoint()),
+        (
+            "PORTARIUM_SERVER",
+            format!("localhost:{}", world.gateway.ports.grpc),
+        ),
+        ("PORTARIUM_SERVER_ID", spiffe_id(hints::GATEWAY)),
+    ];
+    let as_control_plane = |words: &[&str]| {
+        run(
+            &[words, &["--hint", hints::CONTROL_PLANE]].concat(),
+            &variables,
+        )
+    };
+    let mint = [
+        "token",
+        "mint",
+        "--key",
+        &key,
+        "--kid",
+        KID,
+        "--issuer",
+        ISSUER,
+        "--audience",
+        AUDIENCE,
+    ];
+    let (code, minted, why) = as_control_plane(&mint);
+    assert_eq!(code, Some(0), "{why}");
+    let token = dir.path().join("token").display().to_string();
+    fs::write(&token, &minted).unwrap();
+    let dispatch = [
+        "mission",
+        "dispatch",
+        "--robot",
+        "g",
+        "--action",
+        "navigate_to",
+    ];
+    let (code, _, why) = as_control_plane(&dispatch);
+    assert_eq!(code, Some(1), "{why}");
+    assert!(why.contains("access token: none came"), "{why}");
+    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", &token]].concat());
+    assert_eq!(code, Some(0), "{why}");
+    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", "/nowhere"]].concat());
+    assert_eq!(code, Some(1), "{why}");
+    assert!(why.contains("--token-file /nowhere: No such file"), "{why}");
+    // As an issuer mints that only sees the certificate of its caller.
+    let lasting = dir.path().join("operator");
+    world
+        .identities
+        .write_lasting(hints::OPERATOR, HOUR, &lasting);
+    let certificate = lasting.join("svid.pem").display().to_string();
+    let (code, minted, why) = run(&[&mint[..], &["--certificate", &certificate]].concat(), &[]);
+    assert_eq!(code, Some(0), "{why}");
+    fs::write(&token, &minted).unwrap();
+    let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", &token]].concat());
+    assert_eq!(code, Some(1), "{why}");
+    assert!(why.contains("bound to another certificate"), "{why}");
+    let (code, jwt, why) = as_control_plane(&["svid", "jwt", "--audience", "robot-arm"]);
+    assert_eq!((code, jwt.trim().split('.').count()), (Some(0), 3), "{why}");
+}
