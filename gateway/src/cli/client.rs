@@ -1,6 +1,9 @@
 //! What all clients of a gateway have in common.
 
-use super::{Usage, output};
+use super::{
+    Usage,
+    output::{self, remark},
+};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use portarium_identity::{
@@ -11,13 +14,16 @@ use portarium_protocols::grpc::{
     pb::mission_service_client::MissionServiceClient,
 };
 use std::{
-    convert::Infallible, env, fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
+    convert::Infallible, env, fmt, fs, io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration,
 };
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 use tonic::{Request, Response, Status};
 
 /// How long to wait for an SVID before saying what is in its way.
 pub(super) const SVID_LIMIT: Duration = Duration::from_secs(4);
+
+/// How long a token's file may take to be read: it may be on a disk that hangs.
+const TOKEN_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long one call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -72,19 +78,18 @@ pub(super) struct ClientArgs {
 
 pub(super) type Missions = MissionServiceClient<Channel>;
 
-/// An access token in a file, which may be renewed while the command runs.
-#[derive(Debug)]
-struct TokenFile(PathBuf);
+/// An access token as its file had it for this call.
+struct Token(String);
 
-impl Credential for TokenFile {
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").finish_non_exhaustive()
+    }
+}
+
+impl Credential for Token {
     fn bearer(&self) -> io::Result<Option<String>> {
-        let token = fs::read_to_string(&self.0).map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("--token-file {}: {error}", self.0.display()),
-            )
-        })?;
-        Ok(Some(token.trim().to_owned()))
+        Ok(Some(self.0.clone()))
     }
 }
 
@@ -158,16 +163,42 @@ impl ClientArgs {
     /// Connects once, for a few calls.
     pub(super) async fn connect(&self) -> anyhow::Result<Missions> {
         let tls = self.tls().await?;
-        Ok(self.missions(self.reach(tls.as_ref()).await?))
+        self.missions(self.reach(tls.as_ref()).await?).await
     }
 
-    /// The service behind this connection.
-    pub(super) fn missions(&self, channel: Channel) -> Missions {
-        let token = self
-            .token_file
-            .clone()
-            .map(|file| Arc::new(TokenFile(file)) as _);
-        MissionServiceClient::new(channel.showing(token))
+    /// As [`ClientArgs::connect`], for a stop: it goes out as well where there is no token, since the
+    /// gateway may not ask for one.
+    pub(super) async fn connect_to_stop(&self) -> anyhow::Result<Missions> {
+        let tls = self.tls().await?;
+        let (channel, token) = tokio::join!(self.reach(tls.as_ref()), self.token());
+        let token = token.unwrap_or_else(|error| {
+            remark(format_args!("{error:#}; the stop goes out without a token"));
+            None
+        });
+        Ok(MissionServiceClient::new(channel?.showing(token)))
+    }
+
+    /// The service behind this connection, with the token that is in its file now.
+    pub(super) async fn missions(&self, channel: Channel) -> anyhow::Result<Missions> {
+        let token = self.token().await?;
+        Ok(MissionServiceClient::new(channel.showing(token)))
+    }
+
+    async fn token(&self) -> anyhow::Result<Option<Arc<dyn Credential>>> {
+        let Some(file) = self.token_file.clone() else {
+            return Ok(None);
+        };
+        let whose = format!("--token-file {}", file.display());
+        let read = timeout(TOKEN_LIMIT, spawn_blocking(|| fs::read_to_string(file)));
+        let read = read
+            .await
+            .map_err(|_| anyhow!("it cannot be read within {TOKEN_LIMIT:?}"));
+        let text = read.and_then(|read| Ok(read??)).context(whose.clone())?;
+        let token = text.trim();
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            bail!("{whose}: it has no token in it");
+        }
+        Ok(Some(Arc::new(Token(token.to_owned()))))
     }
 
     /// A connection that is kept up, once it stood for the first time.

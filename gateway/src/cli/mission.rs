@@ -213,7 +213,7 @@ async fn stop(args: StopArgs) -> anyhow::Result<Done> {
         requested_at: timestamp(SystemTime::now()),
         ..DispatchMissionRequest::default()
     };
-    let mut client = args.client.connect().await?;
+    let mut client = args.client.connect_to_stop().await?;
     let answer = call(|| client.dispatch_mission(request(message))).await?;
     if args.client.json {
         line(dispatch_json(&answer))?;

@@ -171,10 +171,13 @@ fn execute(command: Command) -> anyhow::Result<Done> {
 /// Clients do one thing at a time.
 fn client(work: impl Future<Output = anyhow::Result<Done>>) -> anyhow::Result<Done> {
     logging::init_client()?;
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?
-        .block_on(work)
+        .build()?;
+    let done = runtime.block_on(work);
+    // A file that cannot be read keeps nobody who has what he came for.
+    runtime.shutdown_background();
+    done
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -149,8 +149,10 @@ async fn stream(
 ) -> Result<Done, Ended> {
     let channel = connection.ready().await;
     let channel = channel.map_err(|down| Ended::Interrupted(down.to_string()))?;
-    let answer = client
-        .missions(channel)
+    // A token that is not there may be about to be replaced.
+    let missions = client.missions(channel).await;
+    let answer = missions
+        .map_err(|error| Ended::Interrupted(format!("{error:#}")))?
         .watch_missions(selected.clone())
         .await
         .map_err(|s| Ended::by(&s))?;

@@ -76,6 +76,30 @@ async fn tokens_are_minted_shown_and_verified_with_the_command_line_alone() {
     let (code, _, why) = as_control_plane(&[&dispatch[..], &["--token-file", "/nowhere"]].concat());
     assert_eq!(code, Some(1), "{why}");
     assert!(why.contains("--token-file /nowhere: No such file"), "{why}");
+    // No token is asked for on a stop, and so none that is missing or broken is in its way.
+    let broken = dir.path().join("broken").display().to_string();
+    fs::write(&broken, "a\nb").unwrap();
+    let pipe = dir.path().join("pipe").display().to_string();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for (file, reason) in [
+        ("/nowhere", "No such file"),
+        (&broken, "it has no token in it"),
+        (&pipe, "it cannot be read within 500ms"),
+    ] {
+        let stop = ["mission", "stop", "--robot", "g", "--token-file", file];
+        let (code, told, why) = as_control_plane(&stop);
+        assert_eq!(code, Some(0), "{why}");
+        assert!(told.starts_with("robot g: "), "{told}");
+        let remark = format!("--token-file {file}: {reason}");
+        assert!(why.contains(&remark), "{why}");
+        assert!(why.contains("the stop goes out without a token"), "{why}");
+    }
     // As an issuer mints that only sees the certificate of its caller.
     let lasting = dir.path().join("operator");
     world
