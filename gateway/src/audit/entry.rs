@@ -35,6 +35,12 @@ pub struct Entry<'a> {
     /// The serial number of the caller's certificate.
     #[serde(serialize_with = "bounded", skip_serializing_if = "str::is_empty")]
     pub serial: &'a str,
+    /// `sub` of the access token that the call needed and showed, verified.
+    #[serde(serialize_with = "bounded", skip_serializing_if = "str::is_empty")]
+    pub token_sub: &'a str,
+    /// Its `jti`.
+    #[serde(serialize_with = "bounded", skip_serializing_if = "str::is_empty")]
+    pub token_jti: &'a str,
     /// The mission, as the caller named it.
     #[serde(serialize_with = "bounded", skip_serializing_if = "str::is_empty")]
     pub mission_id: &'a str,
@@ -70,6 +76,8 @@ impl<'a> Entry<'a> {
             method,
             caller: None,
             serial: "",
+            token_sub: "",
+            token_jti: "",
             mission_id: "",
             robot_id: "",
             action_type: "",

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! (on one line). Fields that do not apply are left out. Parameters, keys and tokens have no
-//! field. Where lines had to be given up, `{"time":…,"dropped":n}` stands in their place, and
+//! field; of a token that was needed and is good, `token_sub` and `token_jti` say whose it is. Where lines had to be given up, `{"time":…,"dropped":n}` stands in their place, and
 //! where many handshakes, or robots' words, were refused for one reason, one line has the number in
 //! `suppressed`.
 //!

@@ -161,7 +161,7 @@ async fn stream(
     }
     let mut updates = answer.into_inner();
     let mut came = false;
-    while let Some(update) = updates.message().await.map_err(|s| Ended::by(&s))? {
+    while let Some(update) = updates.message().await.map_err(|s| Ended::amid(&s))? {
         came = true;
         resume_after(selected, update.position);
         if let Some(done) = show(update).map_err(|error| Ended::ForGood(error.into()))? {
@@ -190,6 +190,14 @@ fn resume_after(selected: &mut WatchMissionsRequest, position: u64) {
 }
 
 impl Ended {
+    /// Amid a stream that was opened: its token has expired, and the file may have the next one.
+    fn amid(status: &Status) -> Self {
+        match status.code() {
+            Code::Unauthenticated => Self::Interrupted(clean(status.message())),
+            _ => Self::by(status),
+        }
+    }
+
     fn by(status: &Status) -> Self {
         let reason = match clean(status.message()) {
             empty if empty.is_empty() => status.code().description().to_owned(),

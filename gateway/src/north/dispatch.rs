@@ -56,6 +56,7 @@ pub(super) fn kind(request: &pb::DispatchMissionRequest) -> Option<ActionType> {
 fn call(request: &pb::DispatchMissionRequest) -> Call {
     match kind(request) {
         Some(kind) if kind.is_stop() => Call::Stop,
+        Some(ActionType::CancelAction) => Call::Cancel(METHOD),
         _ => Call::Other(METHOD),
     }
 }

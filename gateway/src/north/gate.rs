@@ -12,7 +12,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use portarium_identity::Peer;
 use portarium_protocols::{grpc::Crowded, mission::Command};
-use std::{sync::Arc, time::SystemTime};
+use std::{future, sync::Arc, time::SystemTime};
 use tonic::{Extensions, Request, Status};
 
 /// Decides on calls and writes the decisions down.
@@ -94,19 +94,20 @@ impl Gate {
         if let Some(arrived) = request.extensions().get::<Arrived>() {
             arrived.set();
         }
-        if let (Call::Other(method), Some(crowded)) = (call, request.extensions().get::<Crowded>())
-        {
+        let crowded = request.extensions().get::<Crowded>();
+        if let Some(crowded) = crowded.filter(|_| !matches!(call, Call::Stop)) {
             let (status, about) = (crowded.status(), About::default());
             let outcome = unread::outcome(status.code());
             self.refused(&principal, method, about, outcome, status.message());
             return Err(status);
         }
         if self.policy.load().may_call(&principal, method) {
-            if let Some(tokens) = &self.tokens {
-                let checked = tokens.check(call, &principal, request.metadata());
-                checked.inspect_err(|status| self.no_token(&principal, method, status))?;
-            }
-            return Ok(principal);
+            let Some(tokens) = &self.tokens else {
+                return Ok(principal);
+            };
+            let checked = tokens.check(call, &principal, request.metadata());
+            let token = checked.inspect_err(|status| self.no_token(&principal, method, status))?;
+            return Ok(principal.showing(token));
         }
         let reason = format!("no policy rule lets {principal} call {}", method.as_str());
         self.refused(
@@ -124,10 +125,24 @@ impl Gate {
         self.refused(principal, method, about, outcome, status.message());
     }
 
+    /// When the token that this call was let in with ends; never where it needed none.
+    pub(super) async fn token_ends(&self, principal: &Principal) {
+        match (&self.tokens, principal.token()) {
+            (Some(tokens), Some(token)) => tokens.ends(token).await,
+            _ => future::pending().await,
+        }
+    }
+
+    /// Whether it has.
+    pub(super) fn token_is_over(&self, principal: &Principal) -> bool {
+        let tokens = self.tokens.as_ref().zip(principal.token());
+        tokens.is_some_and(|(tokens, token)| tokens.is_over(token))
+    }
+
     /// Who calls.
     pub(super) fn principal(&self, extensions: &Extensions) -> Option<Principal> {
         match (extensions.get::<Arc<Peer>>(), self.development) {
-            (Some(peer), _) => Some(Principal::Spiffe(peer.clone())),
+            (Some(peer), _) => Some(Principal::Spiffe(peer.clone(), None)),
             (None, Some(proof)) => Some(Principal::Development(proof)),
             (None, None) => None,
         }
@@ -246,11 +261,14 @@ impl Gate {
         outcome: &str,
         reason: &str,
     ) {
+        let token = principal.token();
         self.audit.record(
             SystemTime::now(),
             &Entry {
                 caller: Some(principal),
                 serial: principal.serial().unwrap_or_default(),
+                token_sub: token.and_then(|t| t.subject.as_deref()).unwrap_or_default(),
+                token_jti: token.and_then(|t| t.id.as_deref()).unwrap_or_default(),
                 mission_id: about.mission_id,
                 robot_id: about.robot_id,
                 action_type: about.action_type,

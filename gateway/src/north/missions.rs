@@ -1,6 +1,6 @@
 //! Cancel, status, confirmation and resolution of single missions.
 
-use super::{JOURNAL_PATIENCE, Service, gate::About, places::Place};
+use super::{JOURNAL_PATIENCE, Service, gate::About, places::Place, tokens::Call};
 use crate::{
     engine::{Cancelled, MissionView, OperatorError, rfc3339},
     journal::{JournalError, MissionState},
@@ -21,7 +21,7 @@ impl Service {
         request: Request<pb::CancelMissionRequest>,
     ) -> Result<pb::CancelMissionResponse, Status> {
         let method = Method::CancelMission;
-        let principal = self.gate.enter(&request, method)?;
+        let principal = self.gate.enter_as(&request, Call::Cancel(method))?;
         let request = request.into_inner();
         let about = About::mission(&request.mission_id);
         let place = self.cancels.enter(principal.caller());

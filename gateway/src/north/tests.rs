@@ -162,7 +162,7 @@ fn from_caller<T>(message: T) -> Request<T> {
 
 fn from<T>(id: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let Principal::Spiffe(peer) = Principal::workload(id) else {
+    let Principal::Spiffe(peer, _) = Principal::workload(id) else {
         panic!("it has a SPIFFE ID");
     };
     request.extensions_mut().insert(peer);

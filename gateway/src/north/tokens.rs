@@ -7,13 +7,17 @@ use crate::{
 };
 use portarium_identity::{
     SvidManager,
-    token::{TokenError, TokenKeys, TokenRules},
+    token::{Bearer, TokenError, TokenKeys, TokenRules},
 };
 use std::sync::Arc;
+use tokio::time::sleep;
 use tonic::{
     Status,
     metadata::{Ascii, MetadataMap, MetadataValue},
 };
+
+/// Either of them needs a token where one of them is configured to: what one does the other does.
+const CANCELS: [Method; 2] = [Method::CancelMission, Method::DispatchMission];
 
 /// Verifies the access tokens of calls that need one. Nothing here waits: the keys are those that
 /// were read last.
@@ -26,11 +30,13 @@ pub struct Tokens {
     observer: Arc<dyn ServiceObserver>,
 }
 
-/// Whether a call is a stop.
+/// What a call is, as far as tokens go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     /// `DispatchMission` of a stop.
     Stop,
+    /// What cancels a mission, by whichever method.
+    Cancel(Method),
     /// Anything else.
     Other(Method),
 }
@@ -39,7 +45,7 @@ impl Call {
     pub(super) fn method(self) -> Method {
         match self {
             Self::Stop => Method::DispatchMission,
-            Self::Other(method) => method,
+            Self::Cancel(method) | Self::Other(method) => method,
         }
     }
 }
@@ -62,24 +68,25 @@ impl Tokens {
         }
     }
 
-    /// Whether this call may go on.
+    /// Whether this call may go on, and what the token says that it needed.
     pub(super) fn check(
         &self,
         call: Call,
         principal: &Principal,
         metadata: &MetadataMap,
-    ) -> Result<(), Status> {
+    ) -> Result<Option<Bearer>, Status> {
         let needed = match call {
             Call::Stop => self.stops,
+            Call::Cancel(_) => CANCELS.iter().any(|method| self.methods.contains(*method)),
             Call::Other(method) => self.methods.contains(method),
         };
         // Without a certificate there is nothing to be bound to; the configuration sees to it that
         // there is one.
-        let Principal::Spiffe(peer) = principal else {
-            return Ok(());
+        let Principal::Spiffe(peer, _) = principal else {
+            return Ok(None);
         };
         if !needed {
-            return Ok(());
+            return Ok(None);
         }
         let Some(keys) = self.keys.current() else {
             self.observer.token_checked("no_keys");
@@ -100,8 +107,26 @@ impl Tokens {
         self.observer
             .token_checked(if verified.is_ok() { "ok" } else { "refused" });
         match verified {
-            Ok(_) => Ok(()),
+            Ok(bearer) => Ok(Some(bearer)),
             Err(reason) => Err(Status::unauthenticated(format!("access token: {reason}"))),
+        }
+    }
+
+    /// Whether a token that was good has ended since.
+    pub(super) fn is_over(&self, token: &Bearer) -> bool {
+        self.identity.time() >= token.expires
+    }
+
+    /// When it does: by the time of day, which a timer does not follow through a sleep of the
+    /// machine.
+    pub(super) async fn ends(&self, token: &Bearer) {
+        let mut snapshots = self.identity.snapshots();
+        while !self.is_over(token) {
+            let left = token.expires.duration_since(self.identity.time());
+            tokio::select! {
+                () = sleep(left.unwrap_or_default()) => {}
+                Ok(()) = snapshots.changed() => {}
+            }
         }
     }
 }

@@ -138,6 +138,10 @@ impl Watcher {
             if self.over {
                 return None;
             }
+            if self.gate.token_is_over(&self.principal) {
+                self.over = true;
+                return Some((Err(self.no_longer()), self));
+            }
             while let Some(update) = self.page.pop_front() {
                 self.after = update.position;
                 let Some(message) = self.message(update) else {
@@ -164,9 +168,25 @@ impl Watcher {
                     let status = Status::unavailable("the gateway is shutting down; resume from the last position");
                     return Some((Err(status), self));
                 }
+                () = self.gate.token_ends(&self.principal) => {}
                 changed = self.head.changed() => if changed.is_err() { return None },
             }
         }
+    }
+
+    /// What was let in by its token goes no further than that.
+    fn no_longer(&self) -> Status {
+        let reason =
+            "access token: it has expired (exp); mint a new one and resume from the last position";
+        let about = About {
+            mission_id: &self.wanted.mission_id,
+            robot_id: &self.wanted.robot_id,
+            ..About::default()
+        };
+        let (method, outcome) = (Method::WatchMissions, "UNAUTHENTICATED");
+        self.gate
+            .refused(&self.principal, method, about, outcome, reason);
+        Status::unauthenticated(reason)
     }
 
     async fn read(&mut self, newest: u64) -> Result<(), Status> {

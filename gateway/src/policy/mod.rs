@@ -103,7 +103,7 @@ impl Policy {
     /// The cheap tests come first; nothing here allocates.
     fn any(&self, who: &Principal, allows: impl Fn(&Rule) -> bool) -> bool {
         match who {
-            Principal::Spiffe(peer) => {
+            Principal::Spiffe(peer, _) => {
                 let names = |rule: &Rule| rule.names(&peer.spiffe_id);
                 self.rules.iter().any(|rule| allows(rule) && names(rule))
             }
@@ -120,7 +120,7 @@ impl Policy {
     ) -> Refusal {
         let mut reason = format!("no rule lets {who} {}", method.asks(robot, action));
         let admitting: Vec<String> = match who {
-            Principal::Spiffe(peer) => {
+            Principal::Spiffe(peer, _) => {
                 let rules = self.rules.iter().zip(1..);
                 rules
                     .filter(|(rule, _)| rule.names(&peer.spiffe_id))

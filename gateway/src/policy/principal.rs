@@ -1,14 +1,15 @@
 //! Who is on the other end of a request.
 
 use crate::config::Development;
-use portarium_identity::{Peer, SpiffeId};
+use portarium_identity::{Peer, SpiffeId, token::Bearer};
 use std::{fmt, sync::Arc};
 
 /// Who makes a request, authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
-    /// A workload, by the SVID that it showed on its connection.
-    Spiffe(Arc<Peer>),
+    /// A workload, by the SVID that it showed on its connection, and what the access token says that
+    /// was asked for and found good.
+    Spiffe(Arc<Peer>, Option<Arc<Bearer>>),
     /// Whoever calls a development gateway over plaintext; it may do everything. The proof makes
     /// sure that it exists nowhere else.
     Development(Development),
@@ -18,7 +19,7 @@ impl Principal {
     /// The scope of this principal's keys.
     pub fn caller(&self) -> Caller {
         match self {
-            Self::Spiffe(peer) => Caller::of(&peer.spiffe_id),
+            Self::Spiffe(peer, _) => Caller::of(&peer.spiffe_id),
             Self::Development(_) => Caller(Arc::from("development")),
         }
     }
@@ -26,8 +27,24 @@ impl Principal {
     /// The serial number of the certificate shown; `None` in development.
     pub fn serial(&self) -> Option<&str> {
         match self {
-            Self::Spiffe(peer) => Some(&peer.serial),
+            Self::Spiffe(peer, _) => Some(&peer.serial),
             Self::Development(_) => None,
+        }
+    }
+
+    /// What its access token says, if one was asked for.
+    pub fn token(&self) -> Option<&Bearer> {
+        match self {
+            Self::Spiffe(_, token) => token.as_deref(),
+            Self::Development(_) => None,
+        }
+    }
+
+    /// The same, with this token.
+    pub(crate) fn showing(self, token: Option<Bearer>) -> Self {
+        match self {
+            Self::Spiffe(peer, _) => Self::Spiffe(peer, token.map(Arc::new)),
+            development @ Self::Development(_) => development,
         }
     }
 }
@@ -38,16 +55,19 @@ impl Principal {
     /// Whoever has this SPIFFE ID, with a certificate of the serial number 01.
     pub(crate) fn workload(id: &str) -> Self {
         let now = std::time::SystemTime::now();
-        Self::Spiffe(Arc::new(Peer {
-            spiffe_id: SpiffeId::new(id).unwrap(),
-            serial: "01".into(),
-            thumbprint: portarium_identity::token::Thumbprint::of(&[].as_slice().into()),
-            not_after: now,
-            authorities: Vec::new(),
-            own_generation: 1,
-            own_not_after: now,
-            own_deadline: tokio::time::Instant::now(),
-        }))
+        Self::Spiffe(
+            Arc::new(Peer {
+                spiffe_id: SpiffeId::new(id).unwrap(),
+                serial: "01".into(),
+                thumbprint: portarium_identity::token::Thumbprint::of(&[].as_slice().into()),
+                not_after: now,
+                authorities: Vec::new(),
+                own_generation: 1,
+                own_not_after: now,
+                own_deadline: tokio::time::Instant::now(),
+            }),
+            None,
+        )
     }
 }
 
@@ -55,7 +75,7 @@ impl Principal {
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Spiffe(peer) => fmt::Display::fmt(&peer.spiffe_id, f),
+            Self::Spiffe(peer, _) => fmt::Display::fmt(&peer.spiffe_id, f),
             Self::Development(_) => f.write_str("development"),
         }
     }

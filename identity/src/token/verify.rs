@@ -28,6 +28,8 @@ pub struct Bearer {
     pub subject: Option<String>,
     /// `jti`, if there is one.
     pub id: Option<String>,
+    /// `exp`.
+    pub expires: SystemTime,
 }
 
 /// Why a token is not taken. No message has anything of the token in it.
@@ -121,10 +123,11 @@ impl TokenRules {
         if !claims.aud.is_some_and(|aud| aud.names(&self.audience)) {
             return Err(TokenError::Audience);
         }
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        if now.as_secs_f64() >= claims.exp.ok_or(TokenError::NoExpiry)? {
+        let expires = claims.exp.and_then(moment).ok_or(TokenError::NoExpiry)?;
+        if now >= expires {
             return Err(TokenError::Expired);
         }
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let latest = (now + AHEAD).as_secs_f64();
         if [claims.nbf, claims.iat]
             .into_iter()
@@ -140,8 +143,15 @@ impl TokenRules {
         Ok(Bearer {
             subject: claims.sub,
             id: claims.jti,
+            expires,
         })
     }
+}
+
+/// `None` where no clock will ever be so far.
+fn moment(seconds: f64) -> Option<SystemTime> {
+    let since = Duration::try_from_secs_f64(seconds.max(0.0)).ok()?;
+    UNIX_EPOCH.checked_add(since)
 }
 
 impl Audience {

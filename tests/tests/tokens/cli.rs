@@ -1,8 +1,12 @@
 //! The command line alone.
 
-use super::{AUDIENCE, HOUR, ISSUER, Issuer, KID, World};
-use portarium_tests::{binary, hints, spiffe_id};
-use std::{fs, process::Command};
+use super::{AUDIENCE, HOUR, ISSUER, Issuer, KID, World, mint_for};
+use portarium_tests::{binary, hints, mission, spiffe_id, until};
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 /// Runs the shipped binary: its exit code, standard output and standard error.
 pub(super) fn run(words: &[&str], variables: &[(&str, String)]) -> (Option<i32>, String, String) {
@@ -114,4 +118,60 @@ async fn tokens_are_minted_shown_and_verified_with_the_command_line_alone() {
     assert!(why.contains("bound to another certificate"), "{why}");
     let (code, jwt, why) = as_control_plane(&["svid", "jwt", "--audience", "robot-arm"]);
     assert_eq!((code, jwt.trim().split('.').count()), (Some(0), 3), "{why}");
+}
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_with_the_next_token_in_the_file() {
+    let issuer = Issuer::new();
+    let methods = ["WatchMissions"];
+    let world = World::guarding(&methods, HOUR, |dir| super::keys_file(dir, &issuer)).await;
+    let (caller, manager, _) = world.caller(hints::CONTROL_PLANE).await;
+    caller.robots_reachable(&["g"]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (token, seen) = (dir.path().join("token"), dir.path().join("seen"));
+    fs::write(&token, mint_for(&issuer, &manager, 4)).unwrap();
+    let errors = dir.path().join("errors");
+    let words = ["mission", "watch", "--after", "0", "--hint"];
+    let watch = Command::new(binary("portarium-gateway"))
+        .args(words)
+        .arg(hints::CONTROL_PLANE)
+        .arg("--token-file")
+        .arg(&token)
+        .env("SPIFFE_ENDPOINT_SOCKET", world.identities.endpoint())
+        .env(
+            "PORTARIUM_SERVER",
+            format!("localhost:{}", world.gateway.ports.grpc),
+        )
+        .env("PORTARIUM_SERVER_ID", spiffe_id(hints::GATEWAY))
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&seen).unwrap())
+        .stderr(fs::File::create(&errors).unwrap())
+        .spawn();
+    let _watch = Running(watch.unwrap());
+    let sees = async |what: &str| {
+        caller
+            .accepted(&mission("g", what, Duration::from_millis(1)))
+            .await;
+        until(what, async || {
+            fs::read_to_string(&seen).unwrap().contains(what)
+        })
+        .await;
+    };
+    sees("before-its-end").await;
+    fs::write(&token, mint_for(&issuer, &manager, 300)).unwrap();
+    until("the end of the first", async || {
+        fs::read_to_string(&errors).unwrap().contains("has expired")
+    })
+    .await;
+    sees("after-its-end").await;
 }

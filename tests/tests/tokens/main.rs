@@ -11,7 +11,7 @@ use portarium_identity::{
     SvidManager,
     token::{SigningKey, Thumbprint, bind},
 };
-use portarium_protocols::grpc::Credential;
+use portarium_protocols::grpc::{Credential, pb};
 use portarium_tests::{
     Caller, Config, GatewayProcess, Identities, audit, figure, grpc_robot, hints, init, metric,
     mission, soon, stop, until,
@@ -152,6 +152,12 @@ fn keys_file(dir: &Path, issuer: &Issuer) -> String {
     let file = dir.join("keys.json");
     fs::write(&file, issuer.keys()).unwrap();
     format!("keys_file = \"{}\"", file.display())
+}
+
+/// A token for this workload's SVID that ends so soon.
+fn mint_for(issuer: &Issuer, manager: &SvidManager, seconds: u64) -> String {
+    let thumbprint = manager.current().unwrap().thumbprint;
+    issuer.mint(&thumbprint, json!({"exp": now() + seconds}))
 }
 
 async fn try_once(caller: &Caller, id: &str) -> Result<(), tonic::Status> {
@@ -324,4 +330,95 @@ async fn after_a_rotation_the_old_token_is_refused_and_a_new_one_is_taken() {
     caller
         .accepted(&mission("g", "second", Duration::from_millis(1)))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_needs_a_token_by_whichever_method_and_whose_it_was_stands_in_the_audit() {
+    let issuer = Issuer::new();
+    let methods = ["CancelMission"];
+    let world = World::guarding(&methods, HOUR, |dir| keys_file(dir, &issuer)).await;
+    let (caller, manager, shown) = world.caller(hints::CONTROL_PLANE).await;
+    caller.robots_reachable(&["g"]).await;
+    caller.accepted(&mission("g", "long", HOUR)).await;
+    let cancel_action = pb::DispatchMissionRequest {
+        action_type: "robot:cancel_action".into(),
+        action_name: "cancel".into(),
+        ..mission("g", "cancel", Duration::ZERO)
+    };
+    let without = caller.dispatch(&cancel_action).await.unwrap_err();
+    assert_eq!(without.code(), Code::Unauthenticated, "{without}");
+    let without = caller.cancel("long").await.unwrap_err();
+    assert_eq!(without.code(), Code::Unauthenticated, "{without}");
+
+    let mine = manager.current().unwrap().thumbprint;
+    let long = "x".repeat(2_000);
+    shown.show(issuer.mint(&mine, json!({"sub": "planner", "jti": long})));
+    caller.accepted(&cancel_action).await;
+    shown.show(Issuer::new().mint(&mine, json!({"sub": "nobody"})));
+    assert!(caller.cancel("long").await.is_err());
+    let lines = soon("the line", async {
+        loop {
+            let lines = audit(&world.gateway.audit_file());
+            if lines.iter().any(|line| line["token_sub"] == "planner") {
+                return lines;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let line = lines.iter().find(|line| line["token_sub"] == "planner");
+    assert_eq!(line.unwrap()["action_type"], "robot:cancel_action");
+    let id = line.unwrap()["token_jti"].as_str().unwrap();
+    assert!(id.starts_with("xxx") && id.len() < 600, "{}", id.len());
+    let others = lines.iter().filter(|line| line.get("token_sub").is_some());
+    assert_eq!(others.count(), 1, "of a token that was not verified");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_with_the_token_that_opened_it() {
+    let issuer = Issuer::new();
+    let methods = ["WatchMissions"];
+    let world = World::guarding(&methods, HOUR, |dir| keys_file(dir, &issuer)).await;
+    let (caller, manager, shown) = world.caller(hints::CONTROL_PLANE).await;
+    caller.robots_reachable(&["g"]).await;
+    caller
+        .accepted(&mission("g", "first", Duration::from_millis(1)))
+        .await;
+    let watch = async |after_position| {
+        let wanted = pb::WatchMissionsRequest {
+            after_position,
+            ..Default::default()
+        };
+        let opened = caller.client().unwrap().watch_missions(wanted).await;
+        opened.map(tonic::Response::into_inner)
+    };
+    assert_eq!(watch(0).await.unwrap_err().code(), Code::Unauthenticated);
+    let ends = now() + 3;
+    shown.show(mint_for(&issuer, &manager, 3));
+    let mut updates = watch(0).await.unwrap();
+    let mut last = 0;
+    let ended = soon("its end", async {
+        loop {
+            match updates.message().await {
+                Ok(update) => last = update.unwrap().position,
+                Err(status) => return status,
+            }
+        }
+    })
+    .await;
+    assert_eq!(ended.code(), Code::Unauthenticated);
+    assert!(ended.message().contains("resume from the last"), "{ended}");
+    assert!((ends..=ends + 1).contains(&now()), "{} {ends}", now());
+    assert!(last > 0);
+    shown.show(mint_for(&issuer, &manager, 300));
+    let mut updates = watch(last).await.unwrap();
+    caller
+        .accepted(&mission("g", "second", Duration::from_millis(1)))
+        .await;
+    let next = soon("the next update", updates.message()).await;
+    assert_eq!(next.unwrap().unwrap().mission_id, "second");
+    until("lines in the audit", async || {
+        world.refused("WatchMissions").len() == 2
+    })
+    .await;
 }
