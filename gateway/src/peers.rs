@@ -95,7 +95,7 @@ pub(crate) mod tests {
 
     /// A peer with this SPIFFE ID that rests on these authorities.
     pub(crate) fn resting(id: &str, authorities: &[&str]) -> ConnectedPeer {
-        let Principal::Spiffe(peer) = Principal::workload(id) else {
+        let Principal::Spiffe(peer, _) = Principal::workload(id) else {
             panic!("it has a SPIFFE ID");
         };
         let mut peer = Arc::unwrap_or_clone(peer);
