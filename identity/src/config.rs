@@ -90,11 +90,16 @@ pub(crate) fn client_config(
 
 /// A server's configuration for one generation.
 pub(crate) fn server_config(
+    manager: SvidManager,
     snapshot: Arc<Snapshot>,
     policy: Arc<Policy>,
     alpn: &[Vec<u8>],
 ) -> Result<ServerConfig, rustls::Error> {
-    let side = Arc::new(ServerSide { snapshot, policy });
+    let side = Arc::new(ServerSide {
+        manager,
+        snapshot,
+        policy,
+    });
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::clone(&side) as _)
@@ -144,16 +149,27 @@ pub(crate) struct ClientSide {
 
 /// Where a client's configuration takes its material from.
 pub(crate) enum Material {
-    /// From one snapshot: a configuration for one generation.
-    Fixed(Arc<Snapshot>),
+    /// From one snapshot, as long as it is good: a configuration for one generation.
+    Fixed(SvidManager, Arc<Snapshot>),
     /// From the manager, anew at each handshake.
     Live(Box<Live>),
+}
+
+/// The other end may have let us wait: what was good when the handshake began may have ended or been
+/// taken away since, and the clock be in doubt.
+fn still_good(manager: &SvidManager, snapshot: &Snapshot) -> Result<(), rustls::Error> {
+    let good = manager.for_handshake().is_ok() && !manager.is_over(snapshot);
+    good.then_some(())
+        .ok_or_else(|| peer_error(PeerError::NoIdentity))
 }
 
 impl Material {
     fn snapshot(&self) -> Result<Arc<Snapshot>, rustls::Error> {
         match self {
-            Self::Fixed(snapshot) => Ok(Arc::clone(snapshot)),
+            Self::Fixed(manager, snapshot) => {
+                still_good(manager, snapshot)?;
+                Ok(Arc::clone(snapshot))
+            }
             Self::Live(live) => live
                 .manager
                 .for_handshake()
@@ -308,6 +324,7 @@ impl ServerCertVerifier for ClientSide {
 
 /// Our side of a connection that is made to us, for one generation.
 struct ServerSide {
+    manager: SvidManager,
     snapshot: Arc<Snapshot>,
     policy: Arc<Policy>,
 }
@@ -336,6 +353,7 @@ impl ClientCertVerifier for ServerSide {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        still_good(&self.manager, &self.snapshot)?;
         let peer = self.snapshot.verify_client(leaf, intermediates, now)?;
         admit(&self.policy, &peer)?;
         Ok(ClientCertVerified::assertion())

@@ -116,6 +116,11 @@ impl SvidManager {
         }
     }
 
+    /// Whether a snapshot's SVID has ended, on either clock.
+    pub(crate) fn is_over(&self, snapshot: &Snapshot) -> bool {
+        snapshot.is_over(self.time(), Instant::now())
+    }
+
     /// The time of day that certificates are judged by.
     pub fn time(&self) -> SystemTime {
         self.shared().clock.now().time

@@ -5,9 +5,11 @@ use crate::{
     stats::{Handshakes, Outcome},
 };
 use arc_swap::ArcSwapOption;
+use futures::TryFutureExt as _;
 use rustls::{
     ClientConfig, CommonState, ServerConfig,
     pki_types::{CertificateDer, ServerName, UnixTime},
+    server::Acceptor,
 };
 use std::{
     fmt,
@@ -22,7 +24,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
 /// How long a handshake may take, on either side.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -130,7 +132,7 @@ impl ClientTls {
         let counted = &self.inner.manager.counters().client;
         let (own, config) = counting(counted, self.inner.config(build_client))?;
         let connecting = TlsConnector::from(config).connect(name, stream);
-        let stream = bounded(counted, connecting).await?;
+        let stream = bounded(counted, connecting.map_ok(Ok)).await?;
         let peer = peer(stream.get_ref().1, &own)?;
         Ok((stream, peer))
     }
@@ -167,9 +169,16 @@ impl ServerTls {
         stream: IO,
     ) -> Result<(server::TlsStream<IO>, Peer), TlsError> {
         let counted = &self.inner.manager.counters().server;
-        let (own, config) = counting(counted, self.inner.config(build_server))?;
-        let accepting = TlsAcceptor::from(config).accept(stream);
-        let stream = bounded(counted, accepting).await?;
+        counting(counted, self.inner.config(build_server))?;
+        let accepting = async {
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            // Whoever let us wait is shown what is good now, not what was good when it came.
+            match self.inner.config(build_server) {
+                Ok((own, config)) => Ok(Ok((own, hello.into_stream(config).await?))),
+                Err(error) => Ok(Err(error)),
+            }
+        };
+        let (own, stream) = bounded(counted, accepting).await?;
         let peer = peer(stream.get_ref().1, &own)?;
         Ok((stream, peer))
     }
@@ -265,7 +274,7 @@ fn build_client(
     snapshot: Arc<Snapshot>,
 ) -> Result<ClientConfig, rustls::Error> {
     let ours = ClientSide {
-        material: Material::Fixed(snapshot),
+        material: Material::Fixed(side.manager.clone(), snapshot),
         policy: Arc::clone(&side.policy),
     };
     config::client_config(ours, &side.alpn)
@@ -275,7 +284,8 @@ fn build_server(
     side: &Side<ServerConfig>,
     snapshot: Arc<Snapshot>,
 ) -> Result<ServerConfig, rustls::Error> {
-    config::server_config(snapshot, Arc::clone(&side.policy), &side.alpn)
+    let manager = side.manager.clone();
+    config::server_config(manager, snapshot, Arc::clone(&side.policy), &side.alpn)
 }
 
 fn refused(error: rustls::Error) -> IdentityError {
@@ -292,10 +302,11 @@ fn counting<T>(counted: &Handshakes, config: Result<T, IdentityError>) -> Result
 
 async fn bounded<S>(
     counted: &Handshakes,
-    handshake: impl Future<Output = io::Result<S>>,
+    handshake: impl Future<Output = io::Result<Result<S, IdentityError>>>,
 ) -> Result<S, TlsError> {
     let (outcome, result) = match timeout(HANDSHAKE_LIMIT, handshake).await {
-        Ok(Ok(stream)) => (Outcome::Ok, Ok(stream)),
+        Ok(Ok(Ok(stream))) => (Outcome::Ok, Ok(stream)),
+        Ok(Ok(Err(error))) => (Outcome::NoIdentity, Err(error.into())),
         Ok(Err(e)) => (Outcome::of_io(&e), Err(TlsError::Handshake(e))),
         Err(_) => (Outcome::Timeout, Err(TlsError::Timeout(HANDSHAKE_LIMIT))),
     };

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Agent, admit, after, anyone, id, name, ready, shake, tcp, until};
+use common::{Agent, admit, after, anyone, entries, id, name, ready, shake, tcp, until};
 use portarium_identity::{IdentityError, IdentityState, Peer, SvidManager, TlsError};
 use rustls::ProtocolVersion;
 use std::{
@@ -281,4 +281,51 @@ async fn a_handshake_that_stalls_ends_after_five_seconds() {
         ),
         (1, 1)
     );
+}
+
+/// Nothing of an SVID that was taken away, or has ended, while the other end let us wait.
+#[tokio::test]
+async fn an_svid_that_goes_in_the_middle_of_a_handshake_is_not_shown() {
+    let agent = Agent::start(&["client", "server"]).await;
+    let (c, s) = (agent.manager("client"), agent.manager("server"));
+    ready(&c).await;
+    ready(&s).await;
+    let (client, server) = (c.client_tls(anyone(), &[]), s.server_tls(anyone(), &[]));
+    let gone = async |manager: &SvidManager| {
+        while manager.current().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+
+    // The server has accepted, and the client says nothing before the server's entry is deleted.
+    let (near, far) = tcp().await;
+    let accepting = tokio::spawn(async move { server.accept(far).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    agent.authority.set_entries(entries(&["client"]));
+    gone(&s).await;
+    let connected = client.connect(name(), near).await;
+    assert!(connected.is_err(), "the server's SVID was shown");
+    let refused = accepting.await.unwrap();
+    assert!(
+        matches!(refused, Err(TlsError::Identity(IdentityError::NotReady(_)))),
+        "{:?}",
+        refused.err()
+    );
+    assert_eq!(s.stats().server.no_identity, 1);
+
+    // The client has spoken, and the server answers once the client's entry is deleted.
+    agent.authority.set_entries(entries(&["client", "server"]));
+    ready(&s).await;
+    let server = s.server_tls(anyone(), &[]);
+    let (near, far) = tcp().await;
+    let connecting = tokio::spawn(async move { client.connect(name(), near).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    agent.authority.set_entries(entries(&["server"]));
+    gone(&c).await;
+    assert!(
+        server.accept(far).await.is_err(),
+        "the client's SVID was shown"
+    );
+    assert!(connecting.await.unwrap().is_err());
+    assert_eq!(c.stats().client.no_identity, 1);
 }

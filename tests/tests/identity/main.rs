@@ -10,4 +10,5 @@
 mod authorities;
 mod outage;
 mod peers;
+mod suspend;
 mod withdrawal;
