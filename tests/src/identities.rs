@@ -109,6 +109,12 @@ impl Identities {
         }
     }
 
+    /// The entry with this hint, as SPIRE has it from the beginning.
+    pub fn registration(&self, hint: &str) -> Registration {
+        let mut all = registrations(&self.entries, self.ttl).into_iter();
+        all.find(|entry| entry.hint == hint).unwrap()
+    }
+
     /// Deletes the entry with this hint. Followers may hear of it a little later.
     pub async fn delete(&self, hint: &str) {
         let mut left = self.entries.clone();

@@ -1,13 +1,18 @@
 //! A SPIRE server and its agent, as users install them.
 
-use serde_json::{Value, json};
+mod authorities;
+mod command;
+mod entries;
+mod federation;
+
+use crate::{PATIENCE, Process, free_port, until};
+use command::{call, parsed, program, string};
+use spiffe::{WorkloadApiClient, X509Context, transport::Endpoint};
 use std::{
     ffi::OsString,
     fs,
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::Duration,
@@ -15,8 +20,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{sync::OnceCell, task::spawn_blocking};
 
-use crate::{PATIENCE, Process, free_port, until};
-use spiffe::{WorkloadApiClient, X509Context, transport::Endpoint};
+pub use entries::Registration;
 
 /// Where tests of real SPIRE run: `tests/run --spire` sets it to 1.
 const WANTED: &str = "PORTARIUM_SPIRE";
@@ -24,21 +28,6 @@ const WANTED: &str = "PORTARIUM_SPIRE";
 /// Whether identities are to come from real SPIRE.
 pub fn on_spire() -> bool {
     std::env::var_os(WANTED).is_some_and(|value| value == "1")
-}
-
-/// A registration entry. Its id is its hint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
-    /// The full SPIFFE ID.
-    pub spiffe_id: String,
-    /// The hint.
-    pub hint: String,
-    /// DNS names; the first becomes the CN.
-    pub dns_names: Vec<String>,
-    /// How long its SVIDs live.
-    pub ttl: Duration,
-    /// Trust domains whose bundles come with it.
-    pub federates_with: Vec<String>,
 }
 
 /// A server and an agent of one trust domain, on loopback, with all of their files in one folder.
@@ -109,7 +98,7 @@ impl Spire {
     }
 
     /// Where other trust domains fetch this one's bundle.
-    pub fn bundle_endpoint(&self) -> String {
+    fn bundle_endpoint(&self) -> String {
         format!("https://127.0.0.1:{}", self.bundle_port)
     }
 
@@ -251,153 +240,6 @@ plugins {{
         answer.map_err(|error| format!("{error:?}: {error}").to_lowercase())
     }
 
-    /// Has these entries in place of those that were there, and waits until the agent serves them.
-    pub async fn register(&self, entries: Vec<Registration>) {
-        let before = std::mem::replace(&mut self.running().entries, entries.clone());
-        self.delete(before.iter().filter(|entry| !entries.contains(entry)))
-            .await;
-        let stay = |hint: &str| before.iter().any(|b| b.hint == hint && entries.contains(b));
-        until("the agent to forget entries", async || {
-            let hints = self.hints().await;
-            hints.is_some_and(|hints| hints.iter().all(|hint| stay(hint)))
-        })
-        .await;
-        self.create(entries.iter().filter(|entry| !before.contains(entry)))
-            .await;
-        until("the agent to serve all entries", async || {
-            let hints = self.hints().await;
-            hints.is_some_and(|hints| hints.len() == entries.len())
-        })
-        .await;
-    }
-
-    /// Adds entries without waiting for anything but the server's word.
-    async fn create(&self, entries: impl Iterator<Item = &Registration>) {
-        let parent = self.running().parent.clone();
-        let uid = rustix::process::getuid().as_raw();
-        let entries: Vec<Value> = entries
-            .map(|entry| {
-                json!({
-                    "entry_id": entry.hint,
-                    "parent_id": parent,
-                    "spiffe_id": entry.spiffe_id,
-                    "selectors": [{"type": "unix", "value": format!("uid:{uid}")}],
-                    "hint": entry.hint,
-                    "dns_names": entry.dns_names,
-                    "x509_svid_ttl": entry.ttl.as_secs(),
-                    "federates_with": entry.federates_with,
-                })
-            })
-            .collect();
-        if !entries.is_empty() {
-            let data = json!({ "entries": entries }).to_string();
-            self.server_told(&["entry", "create", "-data", "-"], data)
-                .await;
-        }
-    }
-
-    async fn delete(&self, entries: impl Iterator<Item = &Registration>) {
-        let ids: Vec<_> = entries.map(|entry| entry.hint.as_str()).collect();
-        if !ids.is_empty() {
-            let data = json!({ "ids": ids }).to_string();
-            self.server_told(&["entry", "delete", "-file", "-"], data)
-                .await;
-        }
-    }
-
-    /// The hints that are served in the order in which they are, none where access is denied.
-    pub async fn hints(&self) -> Option<Vec<String>> {
-        match self.fetch().await {
-            Ok(context) => {
-                let hints = context.svids().iter().map(|svid| svid.hint());
-                Some(hints.map(|h| h.unwrap_or_default().to_owned()).collect())
-            }
-            Err(error) if error.contains("no identity issued") => Some(Vec::new()),
-            Err(_) => None,
-        }
-    }
-
-    /// Makes the next X.509 authority, and waits until the agent serves it.
-    pub async fn prepare(&self) {
-        let before = self.authorities().await;
-        self.authority("prepare", &[]).await;
-        let more = async || self.authorities().await > before;
-        until("the agent to serve the next authority", more).await;
-    }
-
-    /// Has the prepared authority sign from now on.
-    pub async fn activate(&self) {
-        let next = self.authority_in("prepared").await;
-        self.authority("activate", &["-authorityID", &next]).await;
-    }
-
-    /// Has everything issued anew that the authority before signed, and waits for that.
-    pub async fn taint(&self) {
-        let leaves = async || -> Vec<Vec<u8>> {
-            let context = self.fetch().await.unwrap();
-            let leaves = context.svids().iter().map(|svid| svid.leaf().as_bytes());
-            leaves.map(<[u8]>::to_vec).collect()
-        };
-        let before = leaves().await;
-        let old = self.authority_in("old").await;
-        self.authority("taint", &["-authorityID", &old]).await;
-        until("the agent to serve new SVIDs", async || {
-            !leaves().await.iter().any(|leaf| before.contains(leaf))
-        })
-        .await;
-    }
-
-    /// Takes the tainted authority out of the bundle.
-    pub async fn revoke(&self) {
-        let old = self.authority_in("old").await;
-        self.authority("revoke", &["-authorityID", &old]).await;
-    }
-
-    async fn authority(&self, what: &str, flags: &[&str]) -> String {
-        let command = ["localauthority", "x509", what, "-output", "json"];
-        self.server(&[&command, flags].concat()).await
-    }
-
-    /// The id of the authority that signs.
-    pub async fn signing(&self) -> String {
-        self.authority_in("active").await
-    }
-
-    /// The id of the authority in this state.
-    async fn authority_in(&self, state: &str) -> String {
-        let shown = parsed(&self.authority("show", &[]).await);
-        string(&shown[state]["authority_id"])
-    }
-
-    /// How many authorities the agent serves for the trust domain.
-    async fn authorities(&self) -> usize {
-        let Ok(context) = self.fetch().await else {
-            return 0;
-        };
-        let bundles = context.bundle_set().iter();
-        bundles.map(|(_, bundle)| bundle.authorities().len()).sum()
-    }
-
-    /// Mints an SVID that nobody renews: `svid.pem`, `key.pem` and `bundle.pem` in this folder.
-    pub fn mint(&self, spiffe_id: &str, dns_names: &[String], ttl: Duration, dir: &Path) {
-        let ttl = format!("{}s", ttl.as_secs());
-        let dir = dir.display().to_string();
-        let mut words = vec![
-            "x509",
-            "mint",
-            "-spiffeID",
-            spiffe_id,
-            "-ttl",
-            &ttl,
-            "-write",
-            &dir,
-        ];
-        for name in dns_names {
-            words.extend(["-dns", name]);
-        }
-        call(&self.path("server.sock"), &words, None).unwrap();
-    }
-
     /// Has the server do something and returns what it says.
     pub async fn server(&self, words: &[&str]) -> String {
         let said = self.try_server(words, None).await;
@@ -419,59 +261,6 @@ plugins {{
         });
         called.await.unwrap()
     }
-}
-
-/// One command of `spire-server`, to the server at this socket.
-fn call(socket: &Path, words: &[&str], input: Option<String>) -> Result<String, String> {
-    // Flags come behind the words of the command and before anything else.
-    let flags = words.iter().position(|word| word.starts_with('-'));
-    let (command, flags) = words.split_at(flags.unwrap_or(words.len()));
-    let mut child = Command::new(program("spire-server"))
-        .args(command)
-        .arg("-socketPath")
-        .arg(socket)
-        .args(flags)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin
-        .write_all(input.unwrap_or_default().as_bytes())
-        .unwrap();
-    drop(stdin);
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        Ok(said)
-    } else {
-        Err(said + &String::from_utf8_lossy(&output.stderr))
-    }
-}
-
-fn parsed(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
-}
-
-fn string(value: &Value) -> String {
-    value
-        .as_str()
-        .unwrap_or_else(|| panic!("{value}"))
-        .to_owned()
-}
-
-/// A program of SPIRE on the `PATH`.
-fn program(name: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let executable = |file: &PathBuf| {
-        let found = fs::metadata(file);
-        found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-    };
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(executable)
-        .unwrap_or_else(|| panic!("{name} is not on the PATH; install a release of SPIRE"))
 }
 
 /// Does this on a thread that lasts as long as this process: the kernel ends a child with the

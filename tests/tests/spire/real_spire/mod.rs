@@ -1,4 +1,6 @@
 //! `tests/run` leaves this module out by its name.
 
+mod federation;
 mod leaves;
 mod recovery;
+mod scene;
