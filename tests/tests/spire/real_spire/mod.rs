@@ -1,5 +1,6 @@
 //! `tests/run` leaves this module out by its name.
 
+mod attacks;
 mod federation;
 mod leaves;
 mod recovery;
