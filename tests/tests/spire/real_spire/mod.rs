@@ -3,5 +3,6 @@
 mod attacks;
 mod federation;
 mod leaves;
+mod order;
 mod recovery;
 mod scene;
