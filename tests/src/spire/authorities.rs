@@ -6,16 +6,22 @@ use super::{
 };
 use crate::until;
 use base64ct::{Base64, Encoding as _};
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use x509_parser::pem::parse_x509_pem;
 
 impl Spire {
     /// Makes the next X.509 authority, and waits until the agent serves it.
     pub async fn prepare(&self) {
-        let before = self.authorities().await;
+        let mut before = BTreeSet::new();
+        until("the agent to answer", async || {
+            before = self.authorities().await;
+            !before.is_empty()
+        })
+        .await;
         self.authority("prepare", &[]).await;
-        let more = async || self.authorities().await > before;
-        until("the agent to serve the next authority", more).await;
+        // The one that was revoked last may go meanwhile.
+        let next = async || !self.authorities().await.is_subset(&before);
+        until("the agent to serve the next authority", next).await;
     }
 
     /// Has the prepared authority sign from now on.
@@ -70,13 +76,14 @@ impl Spire {
         string(&shown[state]["authority_id"])
     }
 
-    /// How many authorities the agent serves for the trust domain.
-    async fn authorities(&self) -> usize {
+    /// The authorities that the agent serves for all trust domains.
+    async fn authorities(&self) -> BTreeSet<Vec<u8>> {
         let Ok(context) = self.fetch().await else {
-            return 0;
+            return BTreeSet::new();
         };
         let bundles = context.bundle_set().iter();
-        bundles.map(|(_, bundle)| bundle.authorities().len()).sum()
+        let authorities = bundles.flat_map(|(_, bundle)| bundle.authorities());
+        authorities.map(|der| der.as_bytes().to_vec()).collect()
     }
 
     /// Mints an SVID that nobody renews: `svid.pem`, `key.pem` and `bundle.pem` in this folder.

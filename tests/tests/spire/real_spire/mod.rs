@@ -6,3 +6,4 @@ mod leaves;
 mod order;
 mod recovery;
 mod scene;
+mod taint;
