@@ -72,24 +72,33 @@ async fn missions_go_on_while_svids_rotate_and_no_connection_outlives_its_certif
 
     let pushes = Pushes::start(&identities, gateway.ports.grpc).await;
     let first = gateway_id.current().unwrap().generation;
-    let names: Vec<_> = (0..missions).map(|n| format!("m{n:05}")).collect();
+    let rotated = || {
+        let now = gateway_id.current();
+        now.map_or(0, |svid| svid.generation - first)
+    };
+    let mut names = Vec::new();
     let mut took = Vec::new();
     let time = rotation * u32::try_from(rotations).unwrap() + Duration::from_secs(3);
     let mut ticks = interval(time / u32::try_from(missions).unwrap());
-    for (name, robot) in names.iter().zip(ROBOTS.iter().cycle()) {
+    // An agent may be slower than it is told to be.
+    while names.len() < missions || rotated() < rotations as u64 || pushes.took().len() < rotations
+    {
         ticks.tick().await;
+        let (name, robot) = (format!("m{:05}", names.len()), ROBOTS[names.len() % 3]);
         let asked = Instant::now();
         caller
-            .accepted(&mission(robot, name, Duration::from_millis(100)))
+            .accepted(&mission(robot, &name, Duration::from_millis(100)))
             .await;
         took.push(asked.elapsed());
-        assert!(!caller.status(name).await.unwrap().status.is_empty());
+        assert!(!caller.status(&name).await.unwrap().status.is_empty());
+        names.push(name);
     }
+    let missions = names.len();
     watch.ended(&names, Duration::from_secs(30)).await;
     // Time for what has to end to end.
     sleep(Duration::from_secs(1)).await;
 
-    let rotated = gateway_id.current().unwrap().generation - first;
+    let rotated = rotated();
     let verdict = fates(&names, &log.entries(), &watch.all());
     figure(
         "rotation",
@@ -132,7 +141,6 @@ async fn missions_go_on_while_svids_rotate_and_no_connection_outlives_its_certif
         "rotation",
         &format!("from a push to handshakes with it: {}", spread(&took)),
     );
-    assert!(took.len() + 1 >= rotations, "{} pushes", took.len());
     assert!(quantile(&took, 0.99) <= Duration::from_millis(250));
     verdict.assert_good();
     assert_eq!(verdict.count(Fate::Done), missions, "{verdict:?}");
