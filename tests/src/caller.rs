@@ -123,11 +123,16 @@ impl Caller {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        let mut state = self.connection.state();
         let mut answer = self.attempt(&call).await;
         if answer.as_ref().is_err_and(ChannelError::was_not_sent) {
             self.resent.fetch_add(1, Ordering::Relaxed);
             // A connection that has just ended is about to be known as such.
-            let _ = timeout(Duration::from_secs(1), self.connection.ready()).await;
+            let next = async {
+                let _ = state.changed().await;
+                self.connection.ready().await
+            };
+            let _ = timeout(Duration::from_secs(1), next).await;
             answer = self.attempt(&call).await;
         }
         if answer.is_err() {

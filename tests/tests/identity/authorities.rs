@@ -119,8 +119,9 @@ async fn nobody_stays_connected_on_an_authority_that_was_revoked() {
 
     identities.prepare().await;
     identities.activate().await;
-    identities.taint().await;
+    // What is opened from here on may rest on the next one already.
     let tainted = SystemTime::now();
+    identities.taint().await;
     let known = || {
         let bundle = own.current().map(|now| now.bundle_pem());
         bundle.map_or(0, |bundle| bundle.matches("BEGIN").count())
