@@ -87,6 +87,9 @@ async fn newcomers(house: &House) -> (Vec<Duration>, usize) {
     (took, sent_away)
 }
 
+/// Why they are sent away.
+const SLOW: &str = "TLS handshake did not end within ";
+
 /// A ClientHello, cut off after its first bytes.
 const BEGUN: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
 
@@ -129,6 +132,7 @@ async fn handshakes_that_do_not_go_on_keep_nobody_out() {
     ] {
         let siege = besieged(name, behind).await;
         let door = Door::of(&siege.house, None);
+        let seen = siege.audit().len();
         let mut strangers = Strangers::come(&door, STRANGERS, words);
         until("strangers who come again", async || {
             strangers.came.load(Ordering::Relaxed) > 2 * STRANGERS
@@ -137,12 +141,15 @@ async fn handshakes_that_do_not_go_on_keep_nobody_out() {
         let (took, sent_away) = newcomers(&siege.house).await;
         let vitals = Vitals::of(&siege.house);
         let came = strangers.came.load(Ordering::Relaxed);
+        // Each of them is at the door once at most, so all other times it was sent away.
+        let (audited, lines) = siege.refused_handshakes(seen, SLOW, came - STRANGERS).await;
         strangers.tasks.shutdown().await;
         figure(
             name,
             &format!(
                 "{STRANGERS} strangers who came {came} times, under {limit}: {} descriptors taken, \
-                 new callers sent away {sent_away} times, in after {}",
+                 {audited} audited as too slow in {lines} lines; new callers sent away {sent_away} \
+                 times, in after {}",
                 vitals.descriptors,
                 spread(&took)
             ),

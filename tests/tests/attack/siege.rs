@@ -139,6 +139,32 @@ impl Siege {
         self.audited(seen, what, handshake).await
     }
 
+    /// Waits until the audit tells of so many handshakes after `seen` lines that were refused for a
+    /// reason that begins like this; how many it tells of, and in how many lines.
+    pub async fn refused_handshakes(
+        &self,
+        seen: usize,
+        reason: &str,
+        at_least: usize,
+    ) -> (usize, usize) {
+        let mut told = (0, 0);
+        let what = format!("{at_least} handshakes in the audit: {reason}");
+        until_within(SETTLED_WITHIN, &what, async || {
+            let mut lines = self.audit().split_off(seen);
+            lines.retain(|line| {
+                let why = line["reason"].as_str().unwrap_or_default();
+                line["method"] == "handshake"
+                    && line["decision"] == "refused"
+                    && why.starts_with(reason)
+            });
+            let count = |line: &Value| line["suppressed"].as_u64().unwrap_or(1) as usize;
+            told = (lines.iter().map(count).sum(), lines.len());
+            told.0 >= at_least
+        })
+        .await;
+        told
+    }
+
     /// The attack is over: what it took is given back, and others did not notice.
     pub async fn lift(mut self, growth_mib: usize) -> House {
         let peak = Vitals::of(&self.house);
