@@ -2,8 +2,14 @@
 
 use crate::siege::Siege;
 use portarium_protocols::grpc::pb::{self, DispatchStatus};
-use portarium_tests::{Caller, figure, mission, stop};
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use portarium_tests::{Caller, figure, hints, mission, spiffe_id, stop, until};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
 use tonic::Code;
 
 const FORGED: &str = "x\n{\"decision\":\"allowed\",\"method\":\"ReleaseRobot\"}";
@@ -41,6 +47,19 @@ fn names() -> Vec<(&'static str, String)> {
     names.push(("ten thousand characters", "x".repeat(10_000)));
     names
 }
+
+/// What [`call_all`] is refused, by method.
+const REFUSED: [(&str, usize); 6] = [
+    ("CancelMission", 1),
+    ("DispatchMission", 3),
+    ("GetMissionStatus", 1),
+    ("GetRobot", 1),
+    ("HoldRobot", 1),
+    ("ResolveMission", 1),
+];
+
+/// The longest text of a line in the audit, in bytes.
+const LONGEST: usize = 520;
 
 /// Calls everything that takes a mission's or robot's name, with this one.
 async fn call_all(caller: &Caller, what: &str, name: &str) {
@@ -93,6 +112,50 @@ async fn hold(caller: &Caller, name: &str) -> Result<(), tonic::Status> {
     held.await.map(|_| ())
 }
 
+/// Each call has a line in the audit, with the name in it as far as it fits; how many were refused.
+async fn audited(siege: &Siege, seen: usize, what: &str, name: &str) -> usize {
+    let id = spiffe_id(hints::OPERATOR);
+    let mut lines = Vec::new();
+    until(&format!("a line for each call: {what}"), async || {
+        lines = siege.audit().split_off(seen);
+        lines.retain(|line| line["caller"] == id && line["method"] != "handshake");
+        lines.len() > refusals()
+    })
+    .await;
+    let is_refused = |line: &Value| line["decision"] == "refused";
+    let mut refused = BTreeMap::<_, usize>::new();
+    for line in lines.iter().filter(|line| is_refused(line)) {
+        *refused.entry(line["method"].as_str().unwrap()).or_default() += 1;
+        assert!(
+            !line["reason"].as_str().unwrap().is_empty(),
+            "{what}: {line}"
+        );
+    }
+    assert_eq!(refused, BTreeMap::from(REFUSED), "{what}");
+    let allowed: Vec<_> = lines.iter().filter(|line| !is_refused(line)).collect();
+    assert_eq!(allowed.len(), 1, "{what}: {allowed:?}");
+    for line in lines.iter().filter(|line| is_refused(line)) {
+        let told = ["mission_id", "robot_id"].map(|field| line[field].as_str().unwrap_or_default());
+        let cut = name.len() > LONGEST;
+        let named = |told: &str| match told.strip_suffix('…') {
+            Some(begin) if cut => name.starts_with(begin) && begin.len() > LONGEST / 2,
+            _ => !cut && told == name,
+        };
+        assert!(told.iter().any(|told| named(told)), "{what}: {line}");
+        let texts = line.as_object().unwrap().values().filter_map(Value::as_str);
+        assert!(
+            texts.map(str::len).all(|length| length <= LONGEST),
+            "{what}: {line}"
+        );
+    }
+    refused.values().sum()
+}
+
+/// How many calls of [`call_all`] are refused.
+fn refusals() -> usize {
+    REFUSED.iter().map(|(_, count)| count).sum()
+}
+
 fn files(dir: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).unwrap();
     entries
@@ -107,10 +170,13 @@ async fn names_that_mean_something_to_topics_logs_or_paths_come_nowhere() {
     let house = &siege.house;
     let before = files(house.dir());
     let port = house.gateway.ports.grpc;
-    let operator = Caller::with(&house.identities, "operator", port).await;
+    let operator = Caller::with(&house.identities, hints::OPERATOR, port).await;
     let names = names();
+    let mut refused = 0;
     for (what, name) in &names {
+        let seen = siege.audit().len();
         call_all(&operator, what, name).await;
+        refused += audited(&siege, seen, what, name).await;
     }
     drop(operator);
 
@@ -144,7 +210,8 @@ async fn names_that_mean_something_to_topics_logs_or_paths_come_nowhere() {
     figure(
         "attack, names",
         &format!(
-            "{} names in {calls} calls: 0 in topics, file names or lines of their own",
+            "{} names in {calls} calls: {refused} refused, each with a line in the audit; 0 in topics, \
+             file names or lines of their own",
             names.len()
         ),
     );
