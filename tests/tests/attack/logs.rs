@@ -1,7 +1,9 @@
 //! What must not be told is not told, at any level.
 
-use portarium_tests::{Arrangement, Caller, House, figure, hints, mission, stop};
+use crate::bearer::{Bearer, Issuer, Recorder, parts};
+use portarium_tests::{Arrangement, House, figure, free_port, hints, mission, stop, until};
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use tokio_util::task::AbortOnDropHandle;
 
 /// In parameters, and nowhere else.
 const SECRETS: [&str; 3] = ["s3cr3t-value-7Qx", "s3cr3t-name-9Kd", "4711.081542"];
@@ -51,11 +53,18 @@ async fn no_key_token_or_parameter_is_told_at_the_loudest() {
 }
 
 async fn nothing_is_told_in(format: &str, loud: &str) {
+    let (issuer, robot, port) = (Issuer::new(), Recorder::default(), free_port());
+    let keys_dir = tempfile::tempdir().unwrap();
     let house = House::arranged(Arrangement {
+        workloads: &["x"],
+        config: &(Recorder::config(port) + &issuer.config(keys_dir.path())),
         behind: &["env", LOUD, format],
         ..Arrangement::default()
     })
     .await;
+    let _serving = AbortOnDropHandle::new(robot.listen(&house, port).await);
+    let bearer = Bearer::of(&house, issuer).await;
+    let mut tokens = Vec::new();
     let gateway = house.identities.manager(hints::GATEWAY).await;
     let mut snapshots = gateway.snapshots();
     let mut secrets: Vec<String> = SECRETS.map(str::to_owned).to_vec();
@@ -64,7 +73,7 @@ async fn nothing_is_told_in(format: &str, loud: &str) {
     for _ in 0..3 {
         let svid = snapshots.borrow_and_update().clone().unwrap();
         secrets.extend(keys(&svid.key_pem()));
-        for robot in ["m", "g"] {
+        for robot in ["m", "g", "x"] {
             for (id, robot_id) in [
                 (format!("told-{number}"), robot),
                 (format!("refused-{number}"), "nobody"),
@@ -86,10 +95,16 @@ async fn nothing_is_told_in(format: &str, loud: &str) {
         let fields = &mut broken.parameters.as_mut().unwrap().fields;
         fields.insert(SECRETS[1].into(), SECRETS[0].repeat(2_000));
         house.caller.dispatch(&broken).await.unwrap();
+        tokens.extend(bearer.resolve(&house, "told-0").await);
         snapshots.changed().await.unwrap();
     }
-    let operator = Caller::with(&house.identities, hints::OPERATOR, house.gateway.ports.grpc).await;
-    let _ = operator.resolve("told-0", "Failed").await;
+    until("a JWT-SVID shown to the robot", async || {
+        !robot.tokens().is_empty()
+    })
+    .await;
+    let access_tokens = tokens.len();
+    tokens.extend(robot.tokens());
+    secrets.extend(tokens.iter().flat_map(|token| parts(token)));
     let mut written = written(house.dir());
     // The journal has to know parameters, so that the search finds what it looks for; no key.
     let journal: BTreeMap<_, _> = written
@@ -121,8 +136,10 @@ async fn nothing_is_told_in(format: &str, loud: &str) {
     figure(
         "attack, logs",
         &format!(
-            "{format}: {} secrets of {number} missions and 3 keys: 0 in {bytes} bytes of {} files",
+            "{format}: {} secrets of {number} missions, 3 keys, {access_tokens} access tokens and {} \
+             JWT-SVIDs: 0 in {bytes} bytes of {} files",
             secrets.len(),
+            tokens.len() - access_tokens,
             written.len()
         ),
     );

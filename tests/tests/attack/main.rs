@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod bearer;
 mod callers;
 mod doorstep;
 mod forge;

@@ -37,6 +37,18 @@ const TOO_MUCH: &str = "too-much";
 /// An adapter waits no longer for an answer to a stop, and some.
 const STOP_ANSWERED_WITHIN: Duration = Duration::from_secs(4);
 
+/// Serves this as the robot `x`.
+pub async fn listen(house: &House, port: u16, routes: Routes) -> JoinHandle<()> {
+    let manager = house.identities.manager("x").await;
+    let tls = manager.server_tls(only(hints::GATEWAY), ALPN);
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let (limits, end) = (ServerLimits::default(), CancellationToken::new());
+    tokio::spawn(async move {
+        let serving = serve(listener, Some(tls), routes, limits, Connections::new(), end);
+        serving.await.unwrap();
+    })
+}
+
 /// `x`.
 #[derive(Clone, Default)]
 struct Hostile {
@@ -53,18 +65,6 @@ struct Hostile {
 }
 
 impl Hostile {
-    async fn listen(self, house: &House, port: u16) -> JoinHandle<()> {
-        let manager = house.identities.manager("x").await;
-        let tls = manager.server_tls(only(hints::GATEWAY), ALPN);
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        let routes = Routes::new(MissionServiceServer::new(self));
-        let (limits, end) = (ServerLimits::default(), CancellationToken::new());
-        tokio::spawn(async move {
-            let serving = serve(listener, Some(tls), routes, limits, Connections::new(), end);
-            serving.await.unwrap();
-        })
-    }
-
     /// Lies, nonsense and changes of its mind, and its mission's end behind all of it.
     fn flood(&self) -> impl Stream<Item = pb::MissionUpdate> + use<> {
         let kinds = |n: usize| {
@@ -235,7 +235,8 @@ async fn a_robot_behind_grpc_is_believed_on_nothing_of_others_and_holds_nobody_u
         words: scaled(2_000),
         ..Hostile::default()
     };
-    let serving = AbortOnDropHandle::new(hostile.clone().listen(house, port).await);
+    let routes = Routes::new(MissionServiceServer::new(hostile.clone()));
+    let serving = AbortOnDropHandle::new(listen(house, port, routes).await);
     house.caller.robots_reachable(&["x"]).await;
     for id in [TAKEN, TOO_MUCH] {
         house
