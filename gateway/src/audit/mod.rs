@@ -212,7 +212,7 @@ impl Audit {
     }
 
     /// Writes down that a connection was cut: by a `recheck`, since its peer would not be admitted any
-    /// more, or by `HTTP/2`, whose rules it broke.
+    /// more, or by `HTTP/2`, whose rules it broke or which it did not begin to speak.
     pub fn connection_cut(
         &self,
         now: SystemTime,

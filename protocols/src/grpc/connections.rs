@@ -7,6 +7,7 @@ use portarium_identity::{Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
 use std::{
     collections::HashMap,
+    error::Error,
     fmt,
     future::poll_fn,
     net::SocketAddr,
@@ -45,8 +46,8 @@ pub enum Admission<'a> {
     TooMany,
     /// It was in, would not be admitted now, and is cut.
     Withdrawn(&'a Peer, &'a TlsError),
-    /// It was in, broke a rule or a bound of HTTP/2, and is cut.
-    Broke(&'a Peer, &'a h2::Error),
+    /// It was in, broke a rule or a bound of HTTP/2 or did not begin to speak it, and is cut.
+    Broke(&'a Peer, &'a dyn Error),
 }
 
 /// Who hears of them.
@@ -186,7 +187,7 @@ impl Connections {
         self.tell(from, Admission::Admitted(peer));
     }
 
-    pub(super) fn broke(&self, from: SocketAddr, peer: &Peer, error: &h2::Error) {
+    pub(super) fn broke(&self, from: SocketAddr, peer: &Peer, error: &dyn Error) {
         self.tell(from, Admission::Broke(peer, error));
     }
 

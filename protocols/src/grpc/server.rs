@@ -10,7 +10,7 @@ use super::{
     door::{Door, Newcomer, Place},
     error::GrpcError,
     share::{Counted, Held, Share},
-    stream::{LeasedStream, PLAINTEXT_LEASE, prepare_socket},
+    stream::{LeasedStream, PLAINTEXT_LEASE, Silent, prepare_socket},
 };
 use crate::peers::ConnectedPeer;
 use hyper::{
@@ -24,7 +24,7 @@ use portarium_identity::{Lease, Peer, ServerTls, TlsError};
 use rustls::pki_types::CertificateDer;
 use std::{
     convert::Infallible,
-    error::Error as _,
+    error::Error,
     io,
     net::SocketAddr,
     num::NonZero,
@@ -321,10 +321,16 @@ where
     connection.await
 }
 
-/// Why we ended a connection, where it was its peer that spoke HTTP/2 as nobody may.
-fn broken(error: &hyper::Error) -> Option<&h2::Error> {
-    let error = error.source()?.downcast_ref::<h2::Error>()?;
-    error.is_library().then_some(error)
+/// Why we ended a connection, where it was its peer that spoke HTTP/2 as nobody may, or did not begin
+/// to. Pings that are not answered are no such reason: a network that is lost looks the same.
+fn broken(error: &hyper::Error) -> Option<&(dyn Error + 'static)> {
+    let source = error.source()?;
+    if let Some(error) = source.downcast_ref::<h2::Error>() {
+        return error.is_library().then_some(error);
+    }
+    let inner = source.downcast_ref::<io::Error>()?.get_ref()?;
+    let silent: &Silent = inner.downcast_ref()?;
+    Some(silent)
 }
 
 fn chain_of(stream: &tokio_rustls::server::TlsStream<TcpStream>) -> Arc<[CertificateDer<'static>]> {

@@ -11,6 +11,7 @@ use std::{
     },
     task::{Context, Poll, ready},
 };
+use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::oneshot,
@@ -48,6 +49,11 @@ impl Cut {
         self.cut.load(Ordering::Acquire)
     }
 }
+
+/// The other end did not begin to speak within [`OPENING`].
+#[derive(Debug, Error)]
+#[error("the other end said nothing")]
+pub(crate) struct Silent;
 
 /// Fails every read and write once it is cut or its lease has ended, and before that if the other
 /// end does not begin to speak. The end stands here and not in the tasks above, because here nothing
@@ -95,12 +101,12 @@ impl<IO> LeasedStream<IO> {
         if self.end.as_mut().poll(cx).is_pending() {
             return Ok(());
         }
-        let why = if self.opening.is_some() {
-            "the other end said nothing"
+        let timed_out = io::ErrorKind::TimedOut;
+        Err(if self.opening.is_some() {
+            io::Error::new(timed_out, Silent)
         } else {
-            "the certificates' time is over"
-        };
-        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+            io::Error::new(timed_out, "the certificates' time is over")
+        })
     }
 
     fn has_read(&mut self, bytes: usize) {
