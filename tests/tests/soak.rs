@@ -71,7 +71,7 @@ async fn look(pid: u32, journal: &Path, seen: &Mutex<Vec<Vitals>>) {
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn hours_of_missions_and_faults_leave_memory_files_threads_and_journal_as_they_were() {
     init();
-    let time = Duration::from_secs(if long() { 2 * 3600 } else { 150 });
+    let time = Duration::from_secs(if long() { 2 * 3600 } else { 180 });
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let identities = Identities::start(dir, &ROBOTS).await;
