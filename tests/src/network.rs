@@ -4,6 +4,7 @@
 use crate::Process;
 use std::{
     ffi::OsString,
+    fs,
     io::Write as _,
     path::Path,
     process::{Command, Stdio},
@@ -84,6 +85,8 @@ pub enum Fault {
 /// Peers in namespaces of their own.
 pub struct Network {
     holders: Vec<Process>,
+    /// Those of them whose peer calls another one.
+    callers: Vec<usize>,
     dir: TempDir,
 }
 
@@ -92,6 +95,7 @@ impl Network {
     pub fn new() -> Self {
         Self {
             holders: Vec::new(),
+            callers: Vec::new(),
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -140,6 +144,8 @@ impl Network {
         ]);
         there(&["ip", "link", "set", &theirs, "up"]);
         there(&["ip", "link", "set", "lo", "up"]);
+        let us = format!("10.9.{number}.1");
+        there(&["ip", "route", "add", "default", "via", &us]);
         self.holders.push(holder);
         Place {
             prefix: ["nsenter"]
@@ -151,6 +157,14 @@ impl Network {
         }
     }
 
+    /// As [`Self::place`], for a peer that calls another one: they have no line to each other but by
+    /// way of our namespace.
+    pub fn calling_place(&mut self) -> Place {
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        self.callers.push(self.holders.len());
+        self.place()
+    }
+
     /// The line to the peers is pulled, or plugged in again.
     pub fn plug(&self, is_in: bool) {
         for number in 0..self.holders.len() {
@@ -159,41 +173,84 @@ impl Network {
         }
     }
 
-    /// From now on this happens to the packets of all peers.
+    /// From now on this happens to the packets of all peers, and to those between peers: it is the one
+    /// that calls the other who is deaf or mute.
     pub fn peers_are(&self, fault: Option<Fault>) {
-        Self::faults("ip saddr 10.9.0.0/16", "ip daddr 10.9.0.0/16", fault);
+        let ours = Lost {
+            from: "ip saddr 10.9.0.0/16".into(),
+            to: "ip daddr 10.9.0.0/16".into(),
+        };
+        let line = |number| Lost {
+            from: format!("iifname to{number}"),
+            to: format!("oifname to{number}"),
+        };
+        let between: Vec<_> = self.callers.iter().map(line).collect();
+        faults(&ours, &between, fault);
+    }
+
+    /// How many packets between peers were lost by the fault that there is.
+    pub fn lost_between_peers(&self) -> u64 {
+        let listed = output(
+            "/usr/sbin/nft",
+            &["list", "chain", "inet", "faults", "passing"],
+        );
+        let counts = listed.split("counter packets ").skip(1);
+        let number = |text: &str| text.split(' ').next().and_then(|text| text.parse().ok());
+        counts.map(|text| number(text).unwrap_or(0)).sum()
     }
 
     /// From now on this happens to the packets of who calls this port.
     pub fn callers_are(&self, port: u16, fault: Option<Fault>) {
-        let from = format!("tcp dport {port}");
-        let to = format!("tcp sport {port}");
-        Self::faults(&from, &to, fault);
+        let callers = Lost {
+            from: format!("tcp dport {port}"),
+            to: format!("tcp sport {port}"),
+        };
+        faults(&callers, &[], fault);
+    }
+}
+
+/// Which packets are lost, in the words of nftables.
+struct Lost {
+    /// What a peer sends.
+    from: String,
+    /// What is sent to it.
+    to: String,
+}
+
+impl Lost {
+    fn sent(&self, fault: Option<Fault>) -> String {
+        let is_lost = fault.is_some_and(|fault| fault != Fault::Deaf);
+        rule(&self.from, fault.filter(|_| is_lost))
     }
 
-    fn faults(from: &str, to: &str, fault: Option<Fault>) {
-        let lost = |which: &str| match fault {
-            Some(Fault::Lossy) => format!("{which} numgen random mod 100 < 20 drop"),
-            Some(_) => format!("{which} drop"),
-            None => String::new(),
-        };
-        let received = match fault {
-            Some(Fault::Deaf) | None => String::new(),
-            Some(_) => lost(from),
-        };
-        let sent = match fault {
-            Some(Fault::Mute) | None => String::new(),
-            Some(_) => lost(to),
-        };
-        nft(&format!(
-            "table inet faults\n\
-             delete table inet faults\n\
-             table inet faults {{\n\
-             chain received {{ type filter hook input priority 0; {received}; }}\n\
-             chain sent {{ type filter hook output priority 0; {sent}; }}\n\
-             }}\n"
-        ));
+    fn heard(&self, fault: Option<Fault>) -> String {
+        let is_lost = fault.is_some_and(|fault| fault != Fault::Mute);
+        rule(&self.to, fault.filter(|_| is_lost))
     }
+}
+
+fn rule(which: &str, fault: Option<Fault>) -> String {
+    match fault {
+        Some(Fault::Lossy) => format!("{which} numgen random mod 100 < 20 counter drop;"),
+        Some(_) => format!("{which} counter drop;"),
+        None => String::new(),
+    }
+}
+
+/// `ours`: what comes to this namespace or leaves it; `between`: what only passes it.
+fn faults(ours: &Lost, between: &[Lost], fault: Option<Fault>) {
+    let (received, sent) = (ours.sent(fault), ours.heard(fault));
+    let passing = |lost: &Lost| lost.sent(fault) + &lost.heard(fault);
+    let passing: String = between.iter().map(passing).collect();
+    nft(&format!(
+        "table inet faults\n\
+         delete table inet faults\n\
+         table inet faults {{\n\
+         chain received {{ type filter hook input priority 0; {received} }}\n\
+         chain sent {{ type filter hook output priority 0; {sent} }}\n\
+         chain passing {{ type filter hook forward priority 0; {passing} }}\n\
+         }}\n"
+    ));
 }
 
 impl Default for Network {
@@ -217,10 +274,16 @@ fn nft(rules: &str) {
 }
 
 fn run(program: &str, arguments: &[&str]) {
+    output(program, arguments);
+}
+
+/// What it says, once it has gone well.
+fn output(program: &str, arguments: &[&str]) -> String {
     let ran = Command::new(program).args(arguments).output().unwrap();
     assert!(
         ran.status.success(),
         "{program} {arguments:?} (networks need root): {}",
         String::from_utf8_lossy(&ran.stderr)
     );
+    String::from_utf8_lossy(&ran.stdout).into_owned()
 }

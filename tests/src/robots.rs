@@ -75,24 +75,24 @@ impl SimRobot {
         id: &str,
         more: &[&str],
     ) -> Self {
-        Self::mqtt_at(Place::default(), dir, identities, broker, id, more).await
+        let broker = format!("localhost:{broker}");
+        Self::mqtt_at(Place::default(), dir, identities, &broker, id, more).await
     }
 
-    /// As [`Self::mqtt`], somewhere else, with the broker.
+    /// As [`Self::mqtt`], somewhere else; `broker` is its address as it is seen from there.
     pub async fn mqtt_at(
         place: Place,
         dir: &Path,
         identities: &Identities,
-        broker: u16,
+        broker: &str,
         id: &str,
         more: &[&str],
     ) -> Self {
-        let broker = format!("localhost:{broker}");
         let broker_id = spiffe_id(hints::BROKER);
         let arguments = [
             "mqtt",
             "--broker",
-            &broker,
+            broker,
             "--broker-id",
             &broker_id,
             "--tenant",

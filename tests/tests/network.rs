@@ -12,9 +12,10 @@ use portarium_protocols::grpc::pb::DispatchStatus;
 use portarium_tests::{
     Caller, Config, Fate, Fault, GatewayProcess, INSISTENCE, Identities, Load, Mosquitto, Network,
     Operator, SimRobot, SlowLine, Watch, assert_prompt, fates, figure, free_port, grpc_robot,
-    hints, in_a_network_of_its_own, init, mission, mqtt_robot, scaled, spread, stop,
+    hints, in_a_network_of_its_own, init, mission, mqtt_robot, quantile, scaled, spread, stop,
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,12 +36,14 @@ async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_n
     let dir = dir.path();
     let mut network = Network::new();
     let (with_broker, with_robot) = (network.place(), network.place());
+    let with_caller = network.calling_place();
     let identities = Identities::start(dir, &ROBOTS).await;
-    let broker = Mosquitto::start_at(with_broker.clone(), dir, &identities).await;
-    let port = free_port();
     let (broker_host, robot_host) = (with_broker.host.clone(), with_robot.host.clone());
+    let broker = Mosquitto::start_at(with_broker, dir, &identities).await;
+    let port = free_port();
+    let address = format!("{broker_host}:{}", broker.port);
     let more = ["--idempotent", "--queue", "--own-topics"];
-    let m = SimRobot::mqtt_at(with_broker, dir, &identities, broker.port, "m", &more).await;
+    let m = SimRobot::mqtt_at(with_caller, dir, &identities, &address, "m", &more).await;
     let g = SimRobot::grpc_at(with_robot, dir, &identities, port, "g", &more[..2]).await;
     let lines = "redelivery = \"idempotent\"";
     let config = Config::new(dir, &identities)
@@ -60,11 +63,14 @@ async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_n
             let time = Duration::from_millis(fastrand::u64(3_000..8_000));
             network.peers_are(Some(fault));
             sleep(time).await;
+            // Between robot and broker as well.
+            let lost = network.lost_between_peers();
+            assert!(lost > 0, "{fault:?}");
             network.peers_are(None);
             let back = Instant::now();
             caller.robots_reachable(&ROBOTS).await;
             told.push(format!(
-                "peers {fault:?} {:.1} s, back after {:.1} s",
+                "peers {fault:?} {:.1} s ({lost} packets between them lost), back after {:.1} s",
                 time.as_secs_f64(),
                 back.elapsed().as_secs_f64()
             ));
@@ -167,14 +173,8 @@ async fn a_network_of_200_ms_costs_no_mission_and_holds_up_no_stop_on_this_side_
     let broker = Mosquitto::start(dir, &identities).await;
     let log = ExecutionLog::in_memory();
     let robot = |id: &str| RobotConfig::new(id.parse().unwrap());
-    let m = mqtt_robot(
-        &identities,
-        broker.port,
-        StatusTopics::Own,
-        robot("m"),
-        &log,
-    )
-    .await;
+    let of_m = SlowLine::start(broker.port, slow).await;
+    let m = mqtt_robot(&identities, of_m.port, StatusTopics::Own, robot("m"), &log).await;
     let g = grpc_robot(&identities, robot("g"), &log).await;
     let to_broker = SlowLine::start(broker.port, slow).await;
     let to_robot = SlowLine::start(g.local_addr().port(), slow).await;
@@ -196,7 +196,7 @@ async fn a_network_of_200_ms_costs_no_mission_and_holds_up_no_stop_on_this_side_
     let names: Vec<_> = load.finish().await.into_keys().collect();
     watch.ended(&names, INSISTENCE).await;
 
-    let (mut took, mut stood) = (Vec::new(), Vec::new());
+    let (mut took, mut stood) = (Vec::new(), BTreeMap::<_, Vec<_>>::new());
     for n in 0..scaled(5) {
         for robot in ROBOTS {
             let running = format!("{robot}-running-{n}");
@@ -216,7 +216,7 @@ async fn a_network_of_200_ms_costs_no_mission_and_holds_up_no_stop_on_this_side_
             while body.is_moving() {
                 sleep(Duration::from_millis(1)).await;
             }
-            stood.push(asked.elapsed());
+            stood.entry(robot).or_default().push(asked.elapsed());
             watch.reaches(&running, "Cancelled").await;
         }
     }
@@ -224,19 +224,27 @@ async fn a_network_of_200_ms_costs_no_mission_and_holds_up_no_stop_on_this_side_
     figure(
         "network",
         &format!(
-            "200 ms each way to broker, robots and callers: {} missions acknowledged: {:?}, {} calls failed; stops answered {}, robots stood {}",
+            "200 ms each way between gateway, broker, robots and callers: {} missions acknowledged: {:?}, {} calls failed; stops answered {}; g stood {}, m behind the broker {}",
             names.len(),
             verdict.counts,
             far.failed(),
             spread(&took),
-            spread(&stood)
+            spread(&stood["g"]),
+            spread(&stood["m"])
         ),
     );
     verdict.assert_good();
     assert_eq!(verdict.count(Fate::Done), names.len(), "{verdict:?}");
     assert!(operator.resolved().is_empty());
     assert_prompt(&took);
-    // One way, the robot's own 20 ms, and what a shared machine adds.
-    stood.sort();
-    assert!(stood[stood.len() / 2] < 2 * slow, "{}", spread(&stood));
+    // One way, or two with a broker amid them, the robot's own 20 ms, and what a shared machine adds.
+    for (robot, ways) in [("g", 1), ("m", 2)] {
+        let median = quantile(&stood[robot], 0.5);
+        assert!(median > ways * slow, "{robot}: {}", spread(&stood[robot]));
+        assert!(
+            median < (ways + 1) * slow,
+            "{robot}: {}",
+            spread(&stood[robot])
+        );
+    }
 }
