@@ -300,7 +300,8 @@ fn whatever_the_agent_does_no_stale_svid_is_kept() {
     let took = began.elapsed().as_secs_f64();
     let (seeds, steps) = (ran as f64 / took, steps as f64 / took);
     println!(
-        "FIGURE identity simulator: {ran} seeds from {first}: {seeds:.0} seeds and {steps:.0} steps per second"
+        "FIGURE identity simulator: {ran} seeds from {first}, 0 found anything (at most 1 in {} at 95 %): {seeds:.0} seeds and {steps:.0} steps per second",
+        (ran / 3).max(1)
     );
 }
 

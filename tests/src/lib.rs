@@ -149,6 +149,18 @@ pub fn quantile(samples: &[Duration], part: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * part) as usize]
 }
 
+/// How often something happened in so many tries; where it never did, with what that bounds its rate by:
+/// three in as many, at 95 %.
+pub fn happened(times: usize, tries: usize) -> String {
+    if times > 0 || tries == 0 {
+        return format!("{times} in {tries}");
+    }
+    let percent = (300.0 / tries as f64).min(100.0);
+    // Two digits that say something.
+    let decimals = (1.0 - percent.log10().floor()).max(0.0) as usize;
+    format!("0 in {tries} (at most {percent:.decimals$} % at 95 %)")
+}
+
 /// Prints a figure of the test, in a form that `tests/run` collects.
 pub fn figure(test: &str, what: &str) {
     println!("FIGURE {test}: {what}");
@@ -157,4 +169,23 @@ pub fn figure(test: &str, what: &str) {
 /// The time of day for a test's own story, in seconds since `from`.
 pub fn since(from: Instant) -> String {
     format!("{:7.3} s", from.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_happened_is_told_with_what_that_bounds() {
+        for (times, tries, told) in [
+            (0, 20, "0 in 20 (at most 15 % at 95 %)"),
+            (0, 100, "0 in 100 (at most 3.0 % at 95 %)"),
+            (0, 1_721, "0 in 1721 (at most 0.17 % at 95 %)"),
+            (0, 2, "0 in 2 (at most 100 % at 95 %)"),
+            (0, 0, "0 in 0"),
+            (1, 20, "1 in 20"),
+        ] {
+            assert_eq!(happened(times, tries), told);
+        }
+    }
 }

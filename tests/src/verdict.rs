@@ -1,9 +1,12 @@
 //! Whether what robots did and what the gateway said of it go together.
 
-use crate::watch::is_end;
+use crate::{happened, watch::is_end};
 use portarium_gateway::dev::robot::{LogEntry, LogEvent};
 use portarium_protocols::grpc::pb::MissionUpdate;
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 /// What became of one acknowledged mission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +36,14 @@ pub struct Verdict {
     pub counts: BTreeMap<Fate, usize>,
     /// For people.
     pub bad: Vec<String>,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let missions = self.counts.values().sum();
+        let bad = happened(self.bad.len(), missions);
+        write!(f, "{:?}, lost, doubled or lied about {bad}", self.counts)
+    }
 }
 
 impl Verdict {

@@ -159,12 +159,12 @@ async fn lives_through(
     figure(
         "disk",
         &format!(
-            "{what}: a mission heard \"{heard}\" after {:.2} s; stops meanwhile {}; missions again {:.2} s after the disk; {} acknowledged: {:?}",
+            "{what}: a mission heard \"{heard}\" after {:.2} s; stops meanwhile {}; missions again {:.2} s after the disk; {} acknowledged: {}",
             heard_after.as_secs_f64(),
             spread(&took),
             accepts_after.as_secs_f64(),
             names.len(),
-            verdict.counts
+            verdict
         ),
     );
     verdict.assert_good();
@@ -262,10 +262,10 @@ async fn commits_of_two_seconds_hold_up_no_stop_and_lose_nothing() {
     figure(
         "disk",
         &format!(
-            "commits of 2 s: dispatch {}; stops meanwhile {}; {:?}",
+            "commits of 2 s: dispatch {}; stops meanwhile {}; {}",
             spread(&accepted),
             spread(&took),
-            verdict.counts
+            verdict
         ),
     );
     verdict.assert_good();

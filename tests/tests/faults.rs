@@ -10,8 +10,8 @@ use portarium_gateway::dev::robot::{ExecutionLog, LogEvent, RobotConfig, mqtt::S
 use portarium_protocols::grpc::pb::StopState;
 use portarium_tests::{
     Caller, Config, Fate, GatewayProcess, House, INSISTENCE, Identities, Load, Mosquitto, Operator,
-    Proxy, SimRobot, Watch, fates, figure, free_port, hints, init, journal, mission, mqtt_robot,
-    scaled, stop, until,
+    Proxy, SimRobot, Watch, fates, figure, free_port, happened, hints, init, journal, mission,
+    mqtt_robot, scaled, stop, until,
 };
 use rustix::process::Signal;
 use std::{
@@ -46,9 +46,10 @@ async fn a_broker_that_dies_and_forgets_everything_costs_no_mission() {
     figure(
         "broker",
         &format!(
-            "killed and restarted {kills} times: {} missions acknowledged: {:?}; of unknown outcome {}; {} sent again; {} calls failed",
+            "killed and restarted, kills that cost a mission {}: {} missions acknowledged: {}; of unknown outcome {}; {} sent again; {} calls failed",
+            happened(verdict.bad.len(), kills),
             names.len(),
-            verdict.counts,
+            verdict,
             unknown.len(),
             house
                 .gateway
@@ -210,9 +211,9 @@ async fn a_gateway_that_is_told_to_end_drains_and_goes_on_where_it_was() {
     figure(
         "end",
         &format!(
-            "told to end in the middle of missions 3 times, ended after {took:.1?} with exit code 0: {} missions acknowledged: {:?}",
+            "told to end in the middle of missions 3 times, ended after {took:.1?} with exit code 0: {} missions acknowledged: {}",
             names.len(),
-            verdict.counts
+            verdict
         ),
     );
     verdict.assert_good();

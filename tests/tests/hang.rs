@@ -112,10 +112,10 @@ async fn what_is_halted_and_goes_on_costs_no_mission_and_gets_the_stop_that_it_m
     figure(
         "hang",
         &format!(
-            "halted: {}: {} missions acknowledged: {:?}",
+            "halted: {}: {} missions acknowledged: {}",
             halted.join(", "),
             names.len(),
-            verdict.counts
+            verdict
         ),
     );
     verdict.assert_good();
@@ -210,10 +210,10 @@ async fn an_agent_that_is_gone_for_longer_than_half_of_an_svids_life_costs_no_ca
     figure(
         "agent",
         &format!(
-            "away for {away:?} of SVIDs of {LIFE:?}; from its return to a new SVID: {}; {} missions acknowledged: {:?}",
+            "away for {away:?} of SVIDs of {LIFE:?}; from its return to a new SVID: {}; {} missions acknowledged: {}",
             told.join(", "),
             names.len(),
-            verdict.counts
+            verdict
         ),
     );
     verdict.assert_good();

@@ -9,7 +9,7 @@
 use portarium_gateway::dev::robot::{ExecutionLog, RobotConfig, mqtt::StatusTopics};
 use portarium_tests::{
     Caller, Config, Fate, GatewayProcess, INSISTENCE, Identities, Load, Mosquitto, Operator, Watch,
-    fates, figure, grpc_robot, hints, init, mqtt_robot, scaled,
+    fates, figure, grpc_robot, happened, hints, init, mqtt_robot, scaled,
 };
 use std::{
     sync::Arc,
@@ -92,10 +92,11 @@ async fn what_was_acknowledged_survives_the_gateways_death_at_any_moment() {
     figure(
         "kill",
         &format!(
-            "{kills} kills in {:.0} s, {} missions acknowledged: {:?}; of unknown outcome {} (of idempotent robots {}); {} sent again to idempotent robots; {} calls failed and were made again under the same keys",
+            "kills that cost a mission {} in {:.0} s, {} missions acknowledged: {}; of unknown outcome {} (of idempotent robots {}); {} sent again to idempotent robots; {} calls failed and were made again under the same keys",
+            happened(verdict.bad.len(), kills),
             time.as_secs_f64(),
             names.len(),
-            verdict.counts,
+            verdict,
             unknown.len(),
             idempotent.len(),
             gateway

@@ -150,10 +150,10 @@ async fn networks_that_lose_fall_silent_or_are_cut_cost_no_mission_and_hold_up_n
     figure(
         "network",
         &format!(
-            "{}: {} missions acknowledged: {:?}",
+            "{}: {} missions acknowledged: {}",
             told.join(", "),
             names.len(),
-            verdict.counts
+            verdict
         ),
     );
     verdict.assert_good();
@@ -224,9 +224,9 @@ async fn a_network_of_200_ms_costs_no_mission_and_holds_up_no_stop_on_this_side_
     figure(
         "network",
         &format!(
-            "200 ms each way between gateway, broker, robots and callers: {} missions acknowledged: {:?}, {} calls failed; stops answered {}; g stood {}, m behind the broker {}",
+            "200 ms each way between gateway, broker, robots and callers: {} missions acknowledged: {}, {} calls failed; stops answered {}; g stood {}, m behind the broker {}",
             names.len(),
-            verdict.counts,
+            verdict,
             far.failed(),
             spread(&took),
             spread(&stood["g"]),

@@ -16,7 +16,7 @@ use portarium_gateway::{
 use portarium_protocols::grpc::pb;
 use portarium_tests::{
     Caller, Config, Disk, GatewayProcess, INSISTENCE, Identities, Mosquitto, Shim, Told, Unsynced,
-    Watch, figure, grpc_robot, init, long, mission, mqtt_robot, scaled, stop, until,
+    Watch, figure, grpc_robot, happened, init, long, mission, mqtt_robot, scaled, stop, until,
 };
 use rustix::process::Signal;
 use std::{
@@ -262,11 +262,10 @@ async fn what_was_told_survives_a_power_cut_at_any_moment() {
     figure(
         "power",
         &format!(
-            "{points} cuts {counts:?} in {} events, {uncertain} of them with something not synced, the log copied into the file {} times: journal opened every time; {} with something acknowledged lost (at most {:.1} % at 95 %); at the end {} missions acknowledged, {} told as ended, fence at {}",
+            "{points} cuts {counts:?} in {} events, {uncertain} of them with something not synced, the log copied into the file {} times: journal opened every time; something acknowledged lost {}; at the end {} missions acknowledged, {} told as ended, fence at {}",
             disk.events(),
             disk.copies(),
-            lost.len(),
-            300.0 / points as f64,
+            happened(lost.len(), points),
             promises.accepted.len(),
             promises.ended.len(),
             promises.fence,

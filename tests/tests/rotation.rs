@@ -103,8 +103,8 @@ async fn missions_go_on_while_svids_rotate_and_no_connection_outlives_its_certif
     figure(
         "rotation",
         &format!(
-            "{missions} missions, {rotated} rotations: {:?}, {} calls failed, {} sent again by the client, dispatch {}",
-            verdict.counts,
+            "{missions} missions, {rotated} rotations: {}, {} calls failed, {} sent again by the client, dispatch {}",
+            verdict,
             caller.failed(),
             caller.resent(),
             spread(&took)

@@ -187,10 +187,10 @@ async fn hours_of_missions_and_faults_leave_memory_files_threads_and_journal_as_
     figure(
         "soak",
         &format!(
-            "{} s, {faults:?}: {} missions acknowledged: {:?}; {} of unknown outcome",
+            "{} s, {faults:?}: {} missions acknowledged: {}; {} of unknown outcome",
             time.as_secs(),
             names.len(),
-            verdict.counts,
+            verdict,
             operator.resolved().len()
         ),
     );

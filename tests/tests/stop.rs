@@ -8,7 +8,9 @@
 
 use portarium_gateway::dev::robot::LogEvent;
 use portarium_protocols::grpc::pb::{self, DispatchStatus};
-use portarium_tests::{Caller, House, figure, hints, mission, scaled, spread, stop, until};
+use portarium_tests::{
+    Caller, House, figure, happened, hints, mission, scaled, spread, stop, until,
+};
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -130,7 +132,8 @@ async fn a_fence_that_was_called_durable_outlives_the_gateways_death_right_after
     figure(
         "stop",
         &format!(
-            "kill -9 right behind the answer: {rounds} times, fence durable {durable} times, nothing moved afterwards"
+            "kill -9 right behind the answer: {rounds} times, fence durable {durable} times; something moved afterwards {}",
+            happened(0, durable)
         ),
     );
     assert!(durable * 2 >= rounds, "durable {durable} times in {rounds}");
@@ -187,7 +190,8 @@ async fn a_stop_right_behind_a_command_never_leaves_the_robot_moving() {
         figure(
             "stop",
             &format!(
-                "{robot}, right behind a command: {rounds} times, never left moving; {unmoved} times the stop came in time for it not to move at all"
+                "{robot}, right behind a command: left moving {}; {unmoved} times the stop came in time for it not to move at all",
+                happened(0, rounds)
             ),
         );
     }

@@ -5,7 +5,9 @@ use crate::{
     siege::Siege,
 };
 use portarium_identity::authority::MintSpec;
-use portarium_tests::{Arrangement, House, figure, journal, mission, scaled, spiffe_id, until};
+use portarium_tests::{
+    Arrangement, House, figure, happened, journal, mission, scaled, spiffe_id, until,
+};
 use rumqttc::{
     Transport,
     v5::{
@@ -210,9 +212,9 @@ async fn no_robot_is_believed_on_the_mission_of_another() {
     figure(
         name,
         &format!(
-            "{} lies on four topics: 0 believed, {} refused by the broker, {audited} audited in {} lines, \
+            "lies on four topics: believed {}, {} refused by the broker, {audited} audited in {} lines, \
              {told} lines in the log",
-            lies * 4,
+            happened(0, lies * 4),
             lies * 2,
             lines.len(),
         ),

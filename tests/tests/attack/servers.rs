@@ -12,8 +12,8 @@ use portarium_protocols::grpc::{
     server::{ServerLimits, serve},
 };
 use portarium_tests::{
-    Arrangement, House, figure, free_port, hints, journal, mission, only, scaled, spiffe_id, stop,
-    until,
+    Arrangement, House, figure, free_port, happened, hints, journal, mission, only, scaled,
+    spiffe_id, stop, until,
 };
 use serde_json::Value;
 use std::{
@@ -287,9 +287,10 @@ async fn a_robot_behind_grpc_is_believed_on_nothing_of_others_and_holds_nobody_u
     figure(
         name,
         &format!(
-            "{} words in {took:.1?}: 0 believed on another's mission, {audited} audited in {lines} \
+            "{} words in {took:.1?}: believed of those on another's mission {}, {audited} audited in {lines} \
              lines, {rows} rows of its own mission; a stop that it never answers: {stop_took:.1?}",
-            hostile.words * 5
+            hostile.words * 5,
+            happened(0, hostile.words * 2)
         ),
     );
     drop(serving);

@@ -3,7 +3,7 @@
 use portarium_gateway::dev::robot::LogEvent;
 use portarium_protocols::grpc::pb::DispatchStatus;
 use portarium_tests::{
-    Arrangement, Caller, Fate, House, Load, audit, fates, figure, mission, spread, stop,
+    Arrangement, Caller, Fate, House, Load, audit, fates, figure, happened, mission, spread, stop,
     until_within,
 };
 use serde_json::Value;
@@ -190,12 +190,14 @@ impl Siege {
         verdict.assert_good();
         assert_eq!(verdict.count(Fate::Done), missions.len(), "{verdict:?}");
         let latencies = latencies(&self.house, &stops);
+        let late = latencies.iter().filter(|latency| **latency >= STOP_WITHIN);
+        let late = late.count();
         figure(
             self.name,
             &format!(
-                "meanwhile {} missions of others done, all; stops from call to robot {}; resident \
-                 {} MiB before, {} at its end, {} after; descriptors {}, {}, {}",
-                missions.len(),
+                "meanwhile missions of others: {verdict}; stops held up {}, from call to robot {}; \
+                 resident {} MiB before, {} at its end, {} after; descriptors {}, {}, {}",
+                happened(late, latencies.len()),
                 spread(&latencies),
                 self.before.resident_mib,
                 peak.resident_mib,
@@ -210,11 +212,7 @@ impl Siege {
             missions.len() > 10 && latencies.len() > 3,
             "too little went on meanwhile"
         );
-        assert!(
-            latencies.iter().all(|latency| *latency < STOP_WITHIN),
-            "a stop was held up: {}",
-            spread(&latencies)
-        );
+        assert_eq!(late, 0, "stops were held up: {}", spread(&latencies));
         assert!(
             after.resident_mib <= self.before.resident_mib + growth_mib,
             "grew: {:?}, {after:?}",

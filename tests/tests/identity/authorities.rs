@@ -71,9 +71,9 @@ async fn authorities_change_under_load_and_no_mission_fails() {
     figure(
         "authorities",
         &format!(
-            "{changes} changes in {took:.0?}: {} missions {:?}, {} calls failed",
+            "{changes} changes in {took:.0?}: {} missions {}, {} calls failed",
             names.len(),
-            verdict.counts,
+            verdict,
             caller.failed()
         ),
     );

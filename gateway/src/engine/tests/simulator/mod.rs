@@ -102,12 +102,20 @@ fn many(seeds: u64, time: Option<Duration>) {
     });
     let (seconds, steps) = (began.elapsed().as_secs_f64(), steps.into_inner());
     let ran = next.into_inner().min(seeds);
+    let failed = failed.into_inner().unwrap().into_iter().min();
+    let found = match &failed {
+        None => format!(
+            "0 found anything (at most 1 in {} at 95 %)",
+            (ran / 3).max(1)
+        ),
+        Some(_) => "one found something".to_owned(),
+    };
     println!(
-        "FIGURE simulator: {ran} seeds from {first}, {steps} steps in {seconds:.1} s: {:.1} seeds and {:.0} steps per second",
+        "FIGURE simulator: {ran} seeds from {first}, {found}, {steps} steps in {seconds:.1} s: {:.1} seeds and {:.0} steps per second",
         ran as f64 / seconds,
         steps as f64 / seconds
     );
-    if let Some((n, seed, wrong)) = failed.into_inner().unwrap().into_iter().min() {
+    if let Some((n, seed, wrong)) = failed {
         println!(
             "FOUND after {} seeds: {}",
             n + 1,
