@@ -58,7 +58,7 @@ impl PeersArgs {
         if peers.is_empty() && !authority.is_empty() && !answer.authority_ids.contains(&authority) {
             let known = answer.authority_ids.join(", ");
             remark(format!(
-                "nor does any bundle hold it; the authorities are {known}"
+                "no bundle holds authority {authority}; those of now are {known}"
             ));
         }
         Ok(Done::Well)

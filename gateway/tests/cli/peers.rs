@@ -129,7 +129,7 @@ async fn an_authority_that_nobody_knows_and_an_answer_that_is_cut_short_are_rema
     );
     assert_eq!(
         err,
-        format!("nor does any bundle hold it; the authorities are {OLD}, ff\n")
+        format!("no bundle holds authority abcd; those of now are {OLD}, ff\n")
     );
     *world.script.peers.lock().unwrap() = pb::ListPeersResponse {
         omitted: 5,
