@@ -106,7 +106,10 @@ async fn hours_of_missions_and_faults_leave_memory_files_threads_and_journal_as_
     warm_up(&caller, &journal).await;
     let watch = Watch::start(caller.clone());
     let operator = Caller::with(&identities, hints::OPERATOR, north).await;
-    let operator = Operator::looking(operator, &["k"], k_log.clone());
+    let operator = Operator::looking(operator, &ROBOTS, {
+        let (log, k_log) = (log.clone(), k_log.clone());
+        move || [log.entries(), k_log()].concat()
+    });
 
     let mut load = Load::start(&caller, &ROBOTS, SHORT);
     let seen = Arc::new(Mutex::new(Vec::new()));

@@ -20,7 +20,7 @@ pub fn robots_words(robot: &RobotId, mission: &MissionId, bytes: &[u8]) -> Vec<S
     }
     if let Ok(answer) = pb::GetMissionStatusResponse::decode(bytes) {
         let nonsense = answers::nonsense(robot, mission, &answer);
-        let status = answers::of_status(robot, mission, Ok(answer));
+        let status = answers::of_status(robot, mission, Ok(answer), None);
         assert_eq!(nonsense.is_some(), status.is_err(), "{status:?}");
         if let Ok(Reconciled::Known(report)) = status {
             assert_eq!(&report.mission, mission);
