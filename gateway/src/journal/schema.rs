@@ -91,7 +91,34 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
         // Into the file itself: with a damaged log alone, it would look like a new one again.
         checkpoint(&connection, "TRUNCATE").map_err(failed)?;
     }
+    if !is_laid_out(&connection).map_err(failed)? {
+        return Err(JournalError::Damaged {
+            path: path.to_path_buf(),
+            reason: "a table is not as it was made".into(),
+        });
+    }
     Ok(connection)
+}
+
+/// Whether all tables have the columns of new ones. Their names are in the file too: what is read at
+/// the start does not need all of them, and what is read later would fail.
+fn is_laid_out(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut new = Connection::open_in_memory()?;
+    lay_out(&mut new, 0)?;
+    for (table, _) in TABLES {
+        if columns(connection, table)? != columns(&new, table)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The names and types of a table's columns.
+fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
+    connection
+        .prepare("SELECT name, type FROM pragma_table_info(?1) ORDER BY cid")?
+        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
 }
 
 fn lay_out(connection: &mut Connection, version: i64) -> rusqlite::Result<()> {

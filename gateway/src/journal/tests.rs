@@ -196,6 +196,8 @@ async fn a_row_that_nobody_here_wrote_is_called_damage() {
         "UPDATE robots SET stop = 'x'",
         "ALTER TABLE journal RENAME COLUMN head TO hfad",
         "ALTER TABLE states RENAME TO stbtes",
+        "ALTER TABLE states RENAME COLUMN mission TO missinn",
+        "ALTER TABLE missions RENAME COLUMN plan_key TO plan_kez",
     ] {
         let (_folder, path) = folder();
         let accepted = Append {
