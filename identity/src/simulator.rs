@@ -151,11 +151,19 @@ impl Run {
             held.svid == material.svid && held.bundles == material.bundles
         };
         let now = Instant::now();
-        let has = self.model.held.filter(|(_, end)| *end > now);
         let taken = self.shared.accept(&material.svid, &material.bundles);
         self.model.problem = None;
-        if has.is_some_and(|(held, _)| same(held)) {
+        if let Some((held, end)) = self.model.held
+            && same(held)
+            && (is_near(now, end) || now < end)
+        {
             assert!(taken.is_ok());
+            if is_near(now, end) {
+                // It is still held, or new.
+                let changes = self.model.changes;
+                let generation = self.shared.current().map(|s| s.generation);
+                self.model.changes = generation.map_or(changes, |g| g.clamp(changes, changes + 1));
+            }
             return;
         }
         assert_eq!(taken.is_ok(), material.fits, "{taken:?}");
@@ -170,7 +178,7 @@ impl Run {
     fn look(&mut self, seen: u64) -> Result<(), String> {
         let now = Instant::now();
         if let Some((_, end)) = self.model.held {
-            if end < now + NEAR && now < end + NEAR {
+            if is_near(now, end) {
                 return Ok(());
             }
             if end <= now {
@@ -220,6 +228,10 @@ impl Run {
         }
         Ok(())
     }
+}
+
+fn is_near(now: Instant, end: Instant) -> bool {
+    end < now + NEAR && now < end + NEAR
 }
 
 impl Material {
