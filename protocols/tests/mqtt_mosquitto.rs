@@ -103,29 +103,37 @@ async fn a_stop_arrives_at_once_and_once_more_behind_the_command_before_it() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs mosquitto: run by tests/run"]
 async fn a_stop_overtakes_a_stuffed_command_connection_and_comes_once_more_behind_all_of_it() {
+    const COMMANDS: usize = 3_000;
     let broker = Mosquitto::start();
     let robot = Robot::start(broker.port, "r1").await;
     let gateway = Gateway::start(broker.port).await;
-    let dispatches = (0..3_000).map(|n| {
+    let dispatches = (0..COMMANDS).map(|n| {
         let command = command("r1", &format!("m{n}"));
         gateway.adapter.dispatch(command, MINUTE)
     });
-    // Polled in this order: every command is under way before the stop.
-    let (sent, stopped) = tokio::join!(
-        futures::future::join_all(dispatches),
-        gateway.adapter.stop(stop("r1", "s1"))
-    );
+    // Every command is under way before the stop, and none is with the broker.
+    broker.halt();
+    let stopped = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let going_on = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            broker.go_on();
+        };
+        let stopping = gateway.adapter.stop(stop("r1", "s1"));
+        tokio::join!(stopping, going_on).0
+    };
+    let (sent, stopped) = tokio::join!(futures::future::join_all(dispatches), stopped);
     assert!(sent.iter().all(|sent| *sent == Ok(Handover::Sent)));
     assert_eq!(stopped, Ok(StopAnswer::Requested));
     let mut heard = Vec::new();
-    for _ in 0..3_002 {
+    for _ in 0..COMMANDS + 2 {
         let command = robot.next_command().await;
         heard.push(command["payload"]["missionId"] == "s1");
     }
     let stops: Vec<_> = (0..heard.len()).filter(|n| heard[*n]).collect();
     println!("the stop arrived as number {stops:?} of {}", heard.len());
-    assert!(stops[0] < 3_000, "it did not overtake");
-    assert_eq!(stops[1], 3_001, "it was overtaken");
+    assert!(stops[0] < COMMANDS, "it did not overtake");
+    assert_eq!(stops[1], COMMANDS + 1, "it was overtaken");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,6 +89,22 @@ impl Mosquitto {
         self.child.wait().unwrap();
     }
 
+    /// Holds it: what is sent to it lies in its sockets.
+    pub fn halt(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Process::new("kill").args([signal, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
     pub fn restart(&mut self) {
         self.child = Self::spawn(&self.dir, self.port);
     }
