@@ -1,7 +1,9 @@
 //! Which authorities a certificate rests on, by the ids that SPIRE gives them.
 //!
-//! By names and key ids alone: it is asked of chains that were verified, whose issuers have signed
-//! what they say.
+//! By names and key ids alone, of chains that were verified. A peer that sends certificates beside those
+//! of its chain, made up to look like its issuers, is shown as it says; what it is let in by, and cut
+//! by, is not told from this.
+
 use crate::chain;
 use rustls::pki_types::CertificateDer;
 use std::sync::Arc;
@@ -32,7 +34,8 @@ impl Authorities {
     }
 
     /// What a chain that was verified with this bundle rests on: the authority of the bundle, then
-    /// the intermediates down to the one that signed the leaf. Nothing where it cannot be told.
+    /// the intermediates that have an id, down to the one that signed the leaf. Nothing where it cannot
+    /// be told.
     pub(crate) fn under(
         &self,
         leaf: &CertificateDer<'_>,
@@ -61,7 +64,7 @@ impl Authorities {
             };
             let next = rest.iter().position(|c| c.as_ref().is_ok_and(signed))?;
             below = rest.swap_remove(next).ok()?;
-            path.push(key_id(&below)?.into());
+            path.extend(key_id(&below).map(Arc::from));
         }
     }
 
@@ -89,13 +92,18 @@ fn fits(certificate: &X509Certificate<'_>, signer: Option<&str>) -> bool {
     named.is_none_or(|named| signer == Some(chain::hex(named.0).as_str()))
 }
 
+/// The longest key id that is taken for one, in bytes: of SPIRE's, and by RFC 5280, they have 20.
+const LONGEST_KEY_ID: usize = 64;
+
 /// The subject key id, lower-case hex.
 fn key_id(certificate: &X509Certificate<'_>) -> Option<String> {
     certificate
         .extensions()
         .iter()
         .find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(key) => Some(chain::hex(key.0)),
+            ParsedExtension::SubjectKeyIdentifier(key) if key.0.len() <= LONGEST_KEY_ID => {
+                Some(chain::hex(key.0))
+            }
             _ => None,
         })
 }
@@ -170,6 +178,9 @@ mod tests {
             assert_eq!(under(&[&root], &leaf, &sent), "01 02 03");
         }
         assert_eq!(under(&[&root], &leaf, &[&lower]), "");
+        let nameless = Made::new("nameless", &[7; 65], Some(&root));
+        let leaf_of_it = Made::new("leaf", &[9], Some(&nameless));
+        assert_eq!(under(&[&root], &leaf_of_it, &[&nameless]), "");
         // The shortest way, as the verifier goes.
         assert_eq!(under(&[&root, &upper], &leaf, &[&lower, &upper]), "02 03");
     }

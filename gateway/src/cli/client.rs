@@ -196,7 +196,7 @@ impl ClientArgs {
         let text = read.and_then(|read| Ok(read??)).context(whose.clone())?;
         let token = text.trim();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            bail!("{whose}: it has no token in it");
+            bail!("{whose}: it has no token in it, or more than one");
         }
         Ok(Some(Arc::new(Token(token.to_owned()))))
     }

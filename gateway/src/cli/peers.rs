@@ -114,7 +114,7 @@ fn authority(peer: &pb::Peer) -> String {
     let gone = if peer.in_bundle {
         ""
     } else {
-        ", no longer in the bundle"
+        ", not in the bundle"
     };
     format!("{}{gone}", ids.join(" > "))
 }

@@ -11,7 +11,8 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
 
 /// What a journal holds when it is opened.
 #[derive(Debug, Default)]
@@ -175,15 +176,22 @@ impl Reader {
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, JournalError> {
-        // Whoever waits here takes no thread: on a disk that hangs, calls and watches would take
-        // all that there are for blocking work, also for cutting callers that were revoked.
-        let connection = self.connection.clone().lock_owned().await;
+        let connection = self.connection.clone();
         #[cfg(test)]
         if self.at_once.load(std::sync::atomic::Ordering::Relaxed) {
-            return read(&connection).map_err(JournalError::read);
+            return read(&*connection.lock_owned().await).map_err(JournalError::read);
         }
-        tokio::task::spawn_blocking(move || read(&connection))
+        // Whoever waits here takes no thread: on a disk that hangs, calls and watches would take
+        // all that there are for blocking work, also for cutting callers that were revoked. And it
+        // waits in a task of its own: the connection is handed to the next in line, and a watcher that
+        // does not read, or a call whose caller's others come first, would not take it.
+        let reading = AbortOnDropHandle::new(tokio::spawn(async move {
+            let connection = connection.lock_owned().await;
+            spawn_blocking(move || read(&connection)).await
+        }));
+        reading
             .await
+            .flatten()
             .map_err(|_| JournalError::Closed)?
             .map_err(|source| {
                 let error = JournalError::read(source);

@@ -283,7 +283,7 @@ async fn what_is_damaged_in_a_journal_of_an_earlier_version_is_not_taken_over() 
     let (_folder, path) = folder();
     of_version(2, &path).await;
     let note = std::fs::read_to_string(lock_of(&path)).unwrap();
-    std::fs::write(lock_of(&path), note.replace("08", "09")).unwrap();
+    std::fs::write(lock_of(&path), note.replace("00008", "00009")).unwrap();
     assert!(matches!(refusal(&path), JournalError::CutShort { .. }));
 }
 

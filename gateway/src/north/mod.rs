@@ -35,6 +35,7 @@ use arc_swap::ArcSwap;
 use axum::middleware::from_fn_with_state;
 use portarium_protocols::{
     grpc::{
+        REQUESTS,
         convert::MAX_REQUEST_BYTES,
         pb::{self, mission_service_server::MissionServiceServer},
     },
@@ -63,15 +64,17 @@ const WAITING_OTHERS: usize = 512;
 /// few for those who stand behind them.
 const TURNS: usize = 4;
 
+/// Lists of peers that one caller may be reading: they are megabytes.
+const LISTS: usize = 2;
+
 /// Watches that one caller may have open.
 const WATCHES: usize = 128;
 
-/// Streams that one connection may have open: more than all of the above, so that a stop finds
-/// one whatever waits on its caller's only connection.
-pub const STREAMS: u32 = 2048;
+/// Streams that one connection may have open: more than one caller's requests but stops, so that a
+/// stop finds one whatever waits on its caller's only connection.
+pub const STREAMS: u32 = 4096;
 
-const _: () =
-    assert!(WAITING_DISPATCHES + WAITING_CANCELS + WAITING_OTHERS + WATCHES < STREAMS as usize);
+const _: () = assert!(REQUESTS < STREAMS as usize);
 
 /// The longest that a call waits for the journal. The caller asks again with the same key and
 /// learns what came of it.
@@ -99,6 +102,7 @@ pub struct Service {
     cancels: Arc<Places>,
     others: Arc<Places>,
     watches: Arc<Places>,
+    lists: Arc<Places>,
     turns: Arc<Turns>,
     turns_of_cancels: Arc<Turns>,
     closing: CancellationToken,
@@ -125,6 +129,7 @@ impl Service {
             cancels: Places::new(WAITING_CANCELS),
             others: Places::new(WAITING_OTHERS),
             watches: Places::new(WATCHES),
+            lists: Places::new(LISTS),
             turns: Turns::new(TURNS),
             turns_of_cancels: Turns::new(TURNS),
             closing,
@@ -152,7 +157,7 @@ impl Service {
         about: About<'_>,
     ) -> Result<Place, Status> {
         places.enter(principal.caller()).ok_or_else(|| {
-            let reason = "too many calls wait for the journal; nothing was done, try again later";
+            let reason = "too many of this caller's calls wait, for the journal or to be read; nothing was done, try again later";
             self.gate
                 .refused(principal, method, about, "RESOURCE_EXHAUSTED", reason);
             Status::resource_exhausted(reason)

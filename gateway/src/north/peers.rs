@@ -1,6 +1,6 @@
 //! Who is connected, and what that rests on.
 
-use super::{Service, gate::About};
+use super::{Service, gate::About, unread::Kept};
 use crate::{
     engine::rfc3339,
     peers::{Side, Standing},
@@ -20,6 +20,10 @@ impl Service {
     ) -> Result<pb::ListPeersResponse, Status> {
         let method = Method::ListPeers;
         let principal = self.gate.enter(request, method)?;
+        let place = self.place(&self.lists, &principal, method, About::default())?;
+        if let Some(kept) = request.extensions().get::<Kept>() {
+            kept.keep(place);
+        }
         let answer = told(&(self.standing)(), &request.get_ref().authority_id);
         self.gate
             .shown(&principal, method, About::default(), "answered");

@@ -1,6 +1,6 @@
 //! What callers can do to the service by how they call, on a journal whose disk hangs.
 #![allow(clippy::unwrap_used, clippy::panic)]
-use super::*;
+use super::{unread::Kept, *};
 use crate::{
     audit::Rotation,
     clock::SystemClock,
@@ -247,7 +247,7 @@ async fn a_caller_that_does_not_wait_for_the_answer_is_audited_all_the_same() {
 async fn calls_that_wait_for_the_disk_leave_a_stream_of_their_connection_to_a_stop() {
     let stalled = Stalled::new().await;
     let service = &stalled.service;
-    let many = STREAMS as usize;
+    let many = REQUESTS;
     let mut dispatches = join_all(
         (0..many).map(|n| Box::pin(service.dispatch(from_caller(mission(&format!("m-{n}")))))),
     );
@@ -314,6 +314,38 @@ async fn a_stop_does_not_wait_for_an_audit_that_hangs() {
     // The 20 ms are for the fence, whose disk hangs here as well.
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert!(!stalled.audit.close(Duration::from_millis(20)));
+}
+
+#[tokio::test]
+async fn one_caller_reads_two_lists_of_peers_at_a_time_and_no_more() {
+    let stalled = Stalled::new().await;
+    let asked = |kept: &Kept| {
+        let mut request = from_caller(pb::ListPeersRequest::default());
+        request.extensions_mut().insert(kept.clone());
+        stalled.service.peers(&request)
+    };
+    let (first, second) = (Kept::default(), Kept::default());
+    asked(&first).unwrap();
+    asked(&second).unwrap();
+    let refused = asked(&Kept::default()).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    drop(first);
+    asked(&Kept::default()).unwrap();
+}
+
+#[tokio::test]
+async fn a_read_that_nobody_goes_on_with_keeps_no_other_from_the_journal() {
+    let stalled = Stalled::new().await;
+    let reader = stalled.service.engine.journal().reader();
+    let hanging = reader.hang().await;
+    let mut left_lying = Box::pin(reader.updates(0, None, 1));
+    assert!(poll!(&mut left_lying).is_pending());
+    // It stands in line now.
+    tokio::task::yield_now().await;
+    drop(hanging);
+    let other = tokio::time::timeout(Duration::from_secs(5), reader.updates(0, None, 1));
+    other.await.unwrap().unwrap();
+    left_lying.await.unwrap();
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! Calls that end before they reach their method: they cannot be read, or there is no such method.
 //! Nobody asked the policy about them, and each is a line of the audit all the same.
 
-use super::{SERVICE, gate::Gate};
+use super::{SERVICE, gate::Gate, places::Place};
 use crate::policy::Method;
 use axum::{
+    body::Body,
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
+use http_body_util::BodyExt as _;
+use portarium_protocols::grpc::Crowded;
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 use tonic::{Code, Status};
@@ -24,17 +27,40 @@ impl Arrived {
     }
 }
 
+/// A place that a call keeps until its answer is read, or given up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept(Arc<Mutex<Option<Place>>>);
+
+impl Kept {
+    pub(super) fn keep(&self, place: Place) {
+        *self.lock() = Some(place);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Place>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Kubelets and the like ask often, and learn nothing about missions.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
 pub(super) async fn told(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let method = method(request.uri().path());
+    if let Some(crowded) = request.extensions().get::<Crowded>()
+        && method != Method::DispatchMission.as_str()
+    {
+        // Not read at all; among dispatches are stops, which their method tells from the others.
+        let (status, caller) = (crowded.status(), gate.principal(request.extensions()));
+        gate.unread(caller.as_ref(), method, &status);
+        return status.into_http();
+    }
     if request.uri().path().starts_with(HEALTH) {
         return next.run(request).await;
     }
-    let arrived = Arrived::default();
+    let (arrived, kept) = (Arrived::default(), Kept::default());
     request.extensions_mut().insert(arrived.clone());
+    request.extensions_mut().insert(kept.clone());
     let caller = gate.principal(request.extensions());
-    let method = method(request.uri().path());
     let response = next.run(request).await;
     if !arrived.0.load(Ordering::Relaxed)
         && let Some(status) = Status::from_header_map(response.headers())
@@ -42,7 +68,15 @@ pub(super) async fn told(State(gate): State<Gate>, mut request: Request, next: N
     {
         gate.unread(caller.as_ref(), method, &status);
     }
-    response
+    match kept.lock().take() {
+        None => response,
+        Some(place) => response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _kept = &place;
+                frame
+            }))
+        }),
+    }
 }
 
 /// Only names that the contract has: callers choose the path.

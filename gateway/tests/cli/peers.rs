@@ -75,7 +75,7 @@ async fn connections_are_told_in_order_with_what_their_peers_rest_on() {
             row(
                 "north",
                 "two [2J",
-                &format!("{OLD} > 1b, no longer in the bundle")
+                &format!("{OLD} > 1b, not in the bundle")
             ),
             row("south", "one", OLD),
         ]

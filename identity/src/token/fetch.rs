@@ -121,25 +121,30 @@ impl Endpoint {
         let late = |_| FetchError::Late {
             address: self.address.clone(),
         };
-        timeout(LIMIT, self.get()).await.map_err(late)?
+        // Read each time: authorities change, and are files. Without a limit, since a thread that
+        // waits for a disk stays: this way there is one at most.
+        let connector = match self.tls.clone() {
+            Some(tls) => {
+                let connector = spawn_blocking(move || tls.connector()).await;
+                Some(connector.map_err(|error| self.failed(&error))??)
+            }
+            None => None,
+        };
+        timeout(LIMIT, self.get(connector)).await.map_err(late)?
     }
 
-    async fn get(&self) -> Result<Bytes, FetchError> {
+    async fn get(&self, connector: Option<TlsConnector>) -> Result<Bytes, FetchError> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
         let stream = stream.map_err(|error| self.failed(&error))?;
-        match &self.tls {
+        match self.tls.as_ref().zip(connector) {
             // The name of this machine may be resolved to another.
             None => match stream.peer_addr() {
                 Ok(server) if server.ip().is_loopback() => self.ask(stream).await,
                 Ok(_) => Err(FetchError::Address(self.address.to_string())),
                 Err(error) => Err(self.failed(&error)),
             },
-            Some(tls) => {
-                // Read each time: authorities change, and are files.
-                let (secured, name) = (tls.clone(), tls.name.clone());
-                let connector = spawn_blocking(move || secured.connector()).await;
-                let connector = connector.map_err(|error| self.failed(&error))??;
-                let secured = connector.connect(name, stream).await;
+            Some((tls, connector)) => {
+                let secured = connector.connect(tls.name.clone(), stream).await;
                 self.ask(secured.map_err(|error| self.failed(&error))?)
                     .await
             }

@@ -263,11 +263,19 @@ impl TokenKeys {
                 refresh,
             } => {
                 // Opened anew now and then: a stream on which nothing comes may be a dead one.
-                let streamed = timeout(*refresh, self.stream(endpoint, trust_domain)).await;
-                streamed.map_or(Ok(Duration::ZERO), |failed| {
-                    failed.map(|never| match never {})
-                })
+                tokio::select! {
+                    failed = self.stream(endpoint, trust_domain) => failed.map(|never| match never {}),
+                    () = self.passed(*refresh) => Ok(Duration::ZERO),
+                }
             }
+        }
+    }
+
+    /// Waits for so long on a clock that goes on while the machine sleeps, as timers do not.
+    async fn passed(&self, length: Duration) {
+        let began = (self.clock)();
+        while (self.clock)().saturating_sub(began) < length {
+            sleep(APART.min(length)).await;
         }
     }
 

@@ -20,7 +20,7 @@ pub use channel::{Channel, ChannelError, Credential, connect};
 pub use connection::{Connection, Down};
 pub use connections::{Admission, Connections, ServerStats};
 pub use error::GrpcError;
-pub use share::Crowded;
+pub use share::{Crowded, REQUESTS};
 pub use target::Target;
 
 /// The application protocol that both sides' TLS has to name: HTTP/2.

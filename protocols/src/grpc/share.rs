@@ -17,7 +17,7 @@ use tonic::Status;
 
 /// Requests of one caller at a time. Which one is a stop is seen once it is read, so one more is read,
 /// and marked [`Crowded`] for the service to refuse what is no stop, ...
-const REQUESTS: usize = 2048;
+pub const REQUESTS: usize = 2048;
 
 /// ... until there are so many that none can be read any more.
 const REQUESTS_AND_STOPS: usize = 4096;

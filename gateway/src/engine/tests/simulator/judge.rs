@@ -124,7 +124,7 @@ impl World {
     /// What was committed last is still on its way to the watchers.
     fn watchers_lag(&self) -> bool {
         let head = self.head.as_ref().map(|head| *head.borrow());
-        head != self.book.stream.last().map(|u| u.position)
+        head.unwrap_or_default() != self.book.stream.last().map_or(0, |u| u.position)
     }
 
     /// What is promised to happen soon has happened.
