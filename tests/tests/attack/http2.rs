@@ -167,11 +167,6 @@ fn mistakes() -> Vec<(&'static str, Vec<u8>)> {
             "an index that is none",
             frame(HEADERS, END_HEADERS, 1, &[0xfe]),
         ),
-        ("more data than the window", {
-            let mut all = open(0);
-            (0..40).for_each(|_| all.extend(frame(DATA, 0, 1, &[0; 16_000])));
-            all
-        }),
         (
             "HTTP/1.1",
             b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),

@@ -7,7 +7,10 @@ use portarium_tests::{
 };
 use rustix::process::Signal;
 use serde_json::Value;
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    fs,
+    time::{Duration, Instant, SystemTime},
+};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet, time::sleep};
 use tokio_rustls::client::TlsStream;
 
@@ -48,6 +51,11 @@ async fn a_gateway_that_stood_still_past_its_svid_neither_presents_nor_accepts_w
         // And one is in, and does not mind the time.
         let mut stays = Stranger::holding(&held).stay(port).await.unwrap();
         gateway.signal(Signal::STOP);
+        // Each thread stops at its next turn: what it sends until then is good.
+        until("the gateway to stand still", async || {
+            stands_still(gateway.pid())
+        })
+        .await;
         let stopped = Instant::now();
         let last = own.current().unwrap().not_after.max(held.not_after);
         let mut waiting = JoinSet::new();
@@ -100,6 +108,15 @@ async fn a_gateway_that_stood_still_past_its_svid_neither_presents_nor_accepts_w
         assert!(told > 0, "{audit:#?}");
         assert!(closed < SOON && ready < SOON, "{closed:?}, {ready:?}");
     }
+}
+
+/// Whether all threads of a process are stopped.
+fn stands_still(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.into_iter().all(|thread| {
+        let status = fs::read_to_string(thread.unwrap().path().join("status"));
+        status.is_ok_and(|status| status.contains("\nState:\tT"))
+    })
 }
 
 /// Reads whatever comes, and says when it ended.
