@@ -158,15 +158,14 @@ impl Run {
             && (is_near(now, end) || now < end)
         {
             assert!(taken.is_ok());
-            if is_near(now, end) {
-                // It is still held, or new.
-                let changes = self.model.changes;
-                let generation = self.shared.current().map(|s| s.generation);
-                self.model.changes = generation.map_or(changes, |g| g.clamp(changes, changes + 1));
+            let generation = self.shared.current().map(|s| s.generation);
+            if !is_near(now, end) || generation != Some(self.model.changes + 1) {
+                return;
             }
-            return;
+            // Near its end it is still held, or taken anew.
+        } else {
+            assert_eq!(taken.is_ok(), material.fits, "{taken:?}");
         }
-        assert_eq!(taken.is_ok(), material.fits, "{taken:?}");
         if material.fits {
             let left = material.not_after.duration_since(SystemTime::now());
             self.model.held = Some((n, now + left.unwrap_or_default()));

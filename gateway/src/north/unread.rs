@@ -10,7 +10,6 @@ use axum::{
     response::Response,
 };
 use http_body_util::BodyExt as _;
-use portarium_protocols::grpc::Crowded;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, Ordering},
@@ -45,15 +44,6 @@ impl Kept {
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
 pub(super) async fn told(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let method = method(request.uri().path());
-    if let Some(crowded) = request.extensions().get::<Crowded>()
-        && method != Method::DispatchMission.as_str()
-    {
-        // Not read at all; among dispatches are stops, which their method tells from the others.
-        let (status, caller) = (crowded.status(), gate.principal(request.extensions()));
-        gate.unread(caller.as_ref(), method, &status);
-        return status.into_http();
-    }
     if request.uri().path().starts_with(HEALTH) {
         return next.run(request).await;
     }
@@ -61,6 +51,7 @@ pub(super) async fn told(State(gate): State<Gate>, mut request: Request, next: N
     request.extensions_mut().insert(arrived.clone());
     request.extensions_mut().insert(kept.clone());
     let caller = gate.principal(request.extensions());
+    let method = method(request.uri().path());
     let response = next.run(request).await;
     if !arrived.0.load(Ordering::Relaxed)
         && let Some(status) = Status::from_header_map(response.headers())

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 /// Rows read at a time; nothing is read before the caller took what was read last, so a watcher
 /// that does not read costs this much and no more.
-const PAGE: usize = 256;
+const PAGE: usize = 64;
 
 /// The response header that says where the watch begins: a caller that is cut off before its
 /// first update resumes from there.
