@@ -24,10 +24,10 @@ pub(crate) const OPENING: Duration = Duration::from_secs(5);
 /// The length of connections without certificates (`development`).
 pub(crate) const PLAINTEXT_LEASE: Duration = Duration::from_secs(3600);
 
-/// What is read of one connection before the others have their turn: a dozen calls. HTTP/2 reads
+/// What is read of one connection before the others have their turn: some dozen calls. HTTP/2 reads
 /// until nothing is left, and a thousand calls that come together would all begin before anything
 /// else does.
-const SIP: usize = 512;
+const SIP: usize = 4096;
 
 /// Cuts a stream from outside.
 #[derive(Debug, Default)]
