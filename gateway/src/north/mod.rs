@@ -157,7 +157,7 @@ impl Service {
         about: About<'_>,
     ) -> Result<Place, Status> {
         places.enter(principal.caller()).ok_or_else(|| {
-            let reason = "too many of this caller's calls wait, for the journal or to be read; nothing was done, try again later";
+            let reason = "too many calls wait, of this caller or of all, for the journal or to be read; nothing was done, try again later";
             self.gate
                 .refused(principal, method, about, "RESOURCE_EXHAUSTED", reason);
             Status::resource_exhausted(reason)

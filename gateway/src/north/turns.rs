@@ -41,7 +41,9 @@ impl Turns {
 
     /// Makes the call, and goes on with it whenever it has something to do, in its turn. It keeps its
     /// turn while it stands in the threads' line, and gives it up once it has to wait for anything
-    /// else: a turn is work for a processor, not what the call is about.
+    /// else: a turn is work for a processor, not what the call is about. So no call may wait in a line
+    /// that hands something over to it (an async mutex, a semaphore) within its own future: it would
+    /// have it and stand here.
     pub(super) async fn take<C: Future>(&self, caller: Option<Caller>, call: C) -> C::Output {
         let Some(caller) = caller else {
             return call.await;
